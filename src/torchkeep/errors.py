@@ -40,7 +40,9 @@ class CheckpointError(Exception):
         exit_code: What the command line exits with.
 
     Example:
-        >>> print(CorruptError("1 shard is damaged", where="ckpt", faults=["model.safetensors: short"], remedy="use ..."))
+        >>> print(
+        ...     CorruptError("1 shard is damaged", where="ckpt", faults=["model.safetensors: short"], remedy="use ...")
+        ... )
         ckpt: 1 shard is damaged
           model.safetensors: short
           hint: use ...

@@ -72,7 +72,7 @@ class TensorSpec:
         device: The tag in the file, for example ``"cuda:7"``; None where the format has no tag.
         parameter: Whether it was saved as an ``nn.Parameter`` object.
         requires_grad: The flag it was saved with.
-        memory_format: ``"contiguous"``, ``"channels_last"`` or ``"channels_last_3d"``. Bytes are always read in C order.
+        memory_format: ``"contiguous"``, ``"channels_last"`` or ``"channels_last_3d"``. Bytes are read in C order.
 
     Example:
         >>> TensorSpec("float32", (2, 3)).nbytes
@@ -159,7 +159,7 @@ MAX_DEPTH = 1_000
 
 
 def walk(tree: object) -> Iterator[tuple[KeyPath, object]]:
-    """Yield every leaf of a tree with its path, in order: mappings, sequences and the insides of `Described` are entered.
+    """Yield every leaf of a tree with its path, in order; mappings, sequences and `Described` values are entered.
 
     Raises:
         LimitError: The tree contains itself, is deeper than 1,000, or unfolds to a million more values than it holds
@@ -245,3 +245,20 @@ def unused_name(name: str, taken: Mapping[str, object]) -> str:
     while f"{name}~{count}" in taken:
         count += 1
     return f"{name}~{count}"
+
+
+def format_bytes(count_bytes: int) -> str:
+    """Bytes for people, in powers of 1000.
+
+    Example:
+        >>> format_bytes(999), format_bytes(14_200_000)
+        ('999 bytes', '14.2 MB')
+    """
+    if count_bytes < 1000:  # noqa: PLR2004 - powers of 1000
+        return f"{count_bytes} byte{'' if count_bytes == 1 else 's'}"
+    size = float(count_bytes)
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.95:  # noqa: PLR2004 - what rounds to 1000.0 is 1.0 of the next unit
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} TB"

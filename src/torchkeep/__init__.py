@@ -1,0 +1,83 @@
+"""torchkeep: the checkpoint keeper for PyTorch.
+
+    save(obj, path), load(path, into=...), open(path), plan(path, into=...), verify(path), checkpoints(run)
+    Rename, Skip, Only, Cast              what a load may do about differing names, tensors and dtypes
+    freeze, unfreeze, trainable, param_groups
+    CheckpointManager with EverySteps, KeepLast, KeepBest, KeepEvery
+
+Rarer rules, policies and errors are in `torchkeep.rules`, `torchkeep.policies` and `torchkeep.errors`.
+Importing torchkeep imports no torch; neither do the verbs that only look.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torchkeep.errors import CheckpointError as CheckpointError
+    from torchkeep.errors import PlanError as PlanError
+    from torchkeep.live.freeze import freeze as freeze
+    from torchkeep.live.freeze import param_groups as param_groups
+    from torchkeep.live.freeze import trainable as trainable
+    from torchkeep.live.freeze import unfreeze as unfreeze
+    from torchkeep.manager import CheckpointManager as CheckpointManager
+    from torchkeep.policies import EverySteps as EverySteps
+    from torchkeep.policies import KeepBest as KeepBest
+    from torchkeep.policies import KeepEvery as KeepEvery
+    from torchkeep.policies import KeepLast as KeepLast
+    from torchkeep.rules import Cast as Cast
+    from torchkeep.rules import Only as Only
+    from torchkeep.rules import Rename as Rename
+    from torchkeep.rules import Skip as Skip
+    from torchkeep.verbs.listing import checkpoints as checkpoints
+    from torchkeep.verbs.loading import load as load
+    from torchkeep.verbs.loading import plan as plan
+    from torchkeep.verbs.opening import open as open  # noqa: A004 - the verb people expect, used as tk.open
+    from torchkeep.verbs.saving import save as save
+    from torchkeep.verbs.verifying import verify as verify
+
+__version__ = "0.1.0"
+
+# Where each public name lives; it is imported when it is first asked for.
+_HOMES = {
+    "Cast": "rules",
+    "CheckpointError": "errors",
+    "CheckpointManager": "manager",
+    "EverySteps": "policies",
+    "KeepBest": "policies",
+    "KeepEvery": "policies",
+    "KeepLast": "policies",
+    "Only": "rules",
+    "PlanError": "errors",
+    "Rename": "rules",
+    "Skip": "rules",
+    "checkpoints": "verbs.listing",
+    "freeze": "live.freeze",
+    "load": "verbs.loading",
+    "open": "verbs.opening",
+    "param_groups": "live.freeze",
+    "plan": "verbs.loading",
+    "save": "verbs.saving",
+    "trainable": "live.freeze",
+    "unfreeze": "live.freeze",
+    "verify": "verbs.verifying",
+}
+
+__all__ = [  # noqa: PLE0604 - the names are the keys
+    *_HOMES,
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in {"errors", "policies", "rules"}:
+        return importlib.import_module(f"torchkeep.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'torchkeep' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"torchkeep.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOMES, "errors", "policies", "rules"])

@@ -1,0 +1,1 @@
+"""Our own format: records, shards, partition, commit, verified reading, retention. See docs/format.md."""

@@ -1,0 +1,364 @@
+"""The commit protocol of docs/format.md: when a checkpoint exists, and how one comes, is replaced and goes.
+
+Nothing here knows what a checkpoint holds. The order of calls in `commit` and `remove` is what the guarantees rest on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from torchkeep.errors import CheckpointError, ConflictError, CorruptError, FormatError, NotFoundError
+from torchkeep.folder.record import RECORD_NAME, Record, decode_record
+
+STAGING, ASIDE, TRASH, DAMAGED = ".staging-", ".aside-", ".trash-", ".damaged-"
+_LEFTOVER = re.compile(r"\.(staging|trash)-[0-9a-f]{16}|\.aside-[0-9a-f]{16}-.+", re.DOTALL)
+_AT_FDCWD, _RENAME_NOREPLACE, _RENAME_EXCHANGE = -100, 1, 2
+_NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY}
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a committed checkpoint.
+
+    Raises:
+        NotFoundError: There is no such folder, or no record in it.
+        CorruptError: The record is not whole by its own digest.
+        FormatError: It was written by a newer torchkeep.
+    """
+    path = folder / RECORD_NAME
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError("no torchkeep checkpoint here", where=folder) from error
+    except OSError as error:
+        if error.errno not in {errno.ELOOP, errno.ENXIO}:
+            raise
+        raise CorruptError("the record is not a plain file", where=path) from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CorruptError("the record is not a plain file", where=path)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read()
+    finally:
+        os.close(descriptor)
+    return decode_record(data, str(path))
+
+
+def is_committed(folder: Path) -> bool:
+    """Whether a checkpoint exists at a path: no leading dot, and a record that is whole by its own digest."""
+    if folder.name.startswith("."):
+        return False
+    try:
+        read_record(folder)
+    except FormatError:
+        return True  # whole, and newer than this version: not ours to treat as absent
+    except (NotFoundError, CorruptError):
+        return False
+    return True
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or folder to the disk; an error is final, since a second try can report success for lost bytes."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a small new file and fsync it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_parents(folder: Path) -> None:
+    """Make a folder and those above it, each durable in the one that holds it."""
+    absent = []
+    while not folder.is_dir():
+        absent.append(folder)
+        if folder.parent == folder:
+            break
+        folder = folder.parent
+    for made in reversed(absent):
+        with suppress(FileExistsError):
+            made.mkdir()
+        fsync_path(made.parent)
+
+
+class Staging:
+    """A `.staging-*` folder or file that only its living writer holds.
+
+    The lock (`flock` on it) dies with the process, so what a dead writer left is known from what a living one is
+    writing. Where `flock` does not work, leftovers stay for a person to remove.
+    """
+
+    def __init__(self, parent: Path, *, as_file: bool = False) -> None:
+        self.id = secrets.token_hex(16)
+        while True:
+            self.path = parent / f"{STAGING}{secrets.token_hex(8)}"
+            if as_file:
+                self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            else:
+                self.path.mkdir(mode=0o755)
+                self.descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            # A cleaner that came between the two calls holds the lock or has taken the name away: make another.
+            if _lock(self.descriptor) is not False and os.path.lexists(self.path):
+                return
+            os.close(self.descriptor)
+
+    def discard(self) -> None:
+        """Let go of the lock, and remove what was staged and is still under the staging name."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor < 0:
+            return
+        try:
+            # After an exchange the replaced checkpoint may still be there under this name.
+            if self.path.exists() and os.path.samestat(self.path.lstat(), os.fstat(descriptor)):
+                _delete(self.path)
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Try to lock a file without waiting: True, False when somebody holds it, None when locks do not work there."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def commit(staging: Staging, target: Path, record: Record) -> None:
+    """Give a complete, flushed staging folder its final name; the rename is the commit point.
+
+    Over an existing torchkeep checkpoint the two are exchanged and the old one is removed. A checkpoint whose save
+    began later than `record`'s stays.
+
+    Raises:
+        ConflictError: At `target` is something that torchkeep did not write, or a newer save. It is as before.
+    """
+    fsync_path(staging.path)
+    if _rename(staging.path, target, _RENAME_NOREPLACE):
+        _flush_parent(target)
+    else:
+        with _locked(target):
+            _replace(staging.path, target, record)
+    staging.discard()
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Hold the lock of a checkpoint that is replaced: under its staging name no cleaner may take it for abandoned."""
+    try:
+        descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        yield  # it went away, or is nobody's to open: what follows finds out
+        return
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(staged: Path, target: Path, record: Record) -> None:
+    _refuse_unless_older(target, target, record)
+    if _rename(staged, target, _RENAME_EXCHANGE):
+        try:
+            _refuse_unless_older(staged, target, record)  # it may have changed since the first look
+        except ConflictError:
+            _rename(staged, target, _RENAME_EXCHANGE)
+            raise
+        replaced = staged
+    else:
+        replaced = _replace_aside(staged, target)
+    _flush_parent(target)
+    with suppress(OSError, ConflictError):  # committed: what cannot be removed now is a leftover for `recover`
+        remove(replaced)
+
+
+def _replace_aside(staged: Path, target: Path) -> Path:
+    """Replace without exchange: where the old one is now. A crash in between is undone by `recover`."""
+    aside = target.with_name(f"{ASIDE}{secrets.token_hex(8)}-{target.name}")
+    target.rename(aside)
+    fsync_path(target.parent)
+    try:
+        staged.rename(target)
+    except OSError:
+        _rename(aside, target, _RENAME_NOREPLACE)
+        raise
+    return aside
+
+
+def _flush_parent(target: Path) -> None:
+    try:
+        fsync_path(target.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint is in place, but its folder could not be flushed: {os.strerror(error.errno or 0)}",
+            where=target,
+            remedy="it may not survive a power cut; save again to another disk",
+        ) from error
+
+
+def _refuse_unless_older(folder: Path, target: Path, record: Record) -> None:
+    refuse_foreign(folder, target)
+    try:
+        there = read_record(folder)
+    except (CorruptError, NotFoundError):
+        return
+    _refuse_newer(there.saved_at_ns, record.saved_at_ns, target)
+
+
+def _refuse_newer(there_ns: int, saved_at_ns: int, target: Path) -> None:
+    if there_ns > saved_at_ns:
+        raise ConflictError("a save that began later is already here; it was left as it is", where=target)
+
+
+def refuse_foreign(folder: Path, target: Path | None = None) -> None:
+    """Refuse to replace a folder that torchkeep did not write: one without a record, or a file.
+
+    Raises:
+        ConflictError: It names `target`, or `folder` where that is the same.
+    """
+    if not (folder / RECORD_NAME).is_file():
+        raise _in_the_way("folder" if folder.is_dir() else "file", target or folder)
+
+
+def _in_the_way(kind: str, path: Path) -> ConflictError:
+    return ConflictError(
+        f"a {kind} that torchkeep did not write is in the way; it was left as it is",
+        where=path,
+        remedy="choose another path, or move it away",
+    )
+
+
+def _rename(old: Path, new: Path, flag: int) -> bool:
+    """`renameat2` with a flag. False: the new name is taken (NOREPLACE), or the file system cannot exchange."""
+    error = _renameat2(old, new, flag)
+    if error == 0:
+        return True
+    if flag == _RENAME_NOREPLACE and error in _NOT_SUPPORTED:
+        if os.path.lexists(new):
+            return False
+        old.rename(new)  # a folder that is not empty is not replaced by rename either
+        return True
+    taken = flag == _RENAME_NOREPLACE and error in {errno.EEXIST, errno.ENOTEMPTY}
+    if taken or (flag == _RENAME_EXCHANGE and error in _NOT_SUPPORTED):
+        return False
+    raise OSError(error, os.strerror(error), str(old), None, str(new))
+
+
+def _renameat2(old: Path, new: Path, flag: int) -> int:
+    if not sys.platform.startswith("linux"):
+        return errno.ENOSYS
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "renameat2"):
+        return errno.ENOSYS
+    done = library.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flag)
+    return 0 if done == 0 else ctypes.get_errno()
+
+
+def publish_file(staged: Path, target: Path, saved_at_ns: int, saved_at_of: Callable[[Path], int | None]) -> None:
+    """Give a complete, flushed file its final name; it replaces only a file that torchkeep wrote, and not a newer one.
+
+    Args:
+        staged: The file as it was staged.
+        target: Its final path.
+        saved_at_ns: When its save began.
+        saved_at_of: When the save of a file that is there began; None for a file that torchkeep did not write.
+
+    Raises:
+        ConflictError: Something else, or a newer save, is there; it is as before.
+    """
+    if not _rename(staged, target, _RENAME_NOREPLACE):
+        there = saved_at_of(target) if target.is_file() else None
+        if there is None:
+            raise _in_the_way("folder" if target.is_dir() else "file", target)
+        _refuse_newer(there, saved_at_ns, target)
+        staged.replace(target)
+    _flush_parent(target)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint or a leftover: out of sight first, then its record, then the rest.
+
+    Raises:
+        ConflictError: It cannot be renamed (a mount point) and has no record to unlink first.
+    """
+    trash = folder.with_name(f"{TRASH}{secrets.token_hex(8)}")
+    try:
+        folder.rename(trash)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        if not (folder / RECORD_NAME).exists():
+            raise ConflictError("cannot be renamed, so it cannot be removed in one step", where=folder) from error
+        trash = folder
+    fsync_path(folder.parent)
+    with suppress(FileNotFoundError):
+        (trash / RECORD_NAME).unlink()
+    _delete(trash)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or folder; what somebody else deletes at the same time is no error."""
+    if path.is_dir():
+        shutil.rmtree(path, onerror=_unless_gone)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _unless_gone(_function: object, _path: str, failure: tuple[object, BaseException, object]) -> None:
+    if not isinstance(failure[1], FileNotFoundError):
+        raise failure[1]
+
+
+def recover(parent: Path) -> None:
+    """Undo and clean what dead writers left in a folder: asides whose final name is absent go back, the rest goes.
+
+    What cannot be removed stays for a person.
+    """
+    for path in sorted(parent.iterdir()):
+        if not _LEFTOVER.fullmatch(path.name) or path.is_symlink():
+            continue
+        if path.name.startswith(ASIDE) and not os.path.lexists(final := path.with_name(path.name[len(ASIDE) + 17 :])):
+            _rename(path, final, _RENAME_NOREPLACE)
+            fsync_path(parent)
+            continue
+        with suppress(OSError, ConflictError):  # what cannot be removed must not keep anybody from saving
+            if path.name.startswith(STAGING):
+                _delete_if_abandoned(path)
+            else:
+                remove(path)
+
+
+def _delete_if_abandoned(staging: Path) -> None:
+    try:
+        descriptor = os.open(staging, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if _lock(descriptor):
+            _delete(staging)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,97 @@
+"""One writer per run folder: a POSIX record lock, a registry for this process, and who holds it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from torchkeep.errors import ConflictError
+
+LOCK_NAME = ".lock"
+
+# A record lock belongs to the process, and closing any descriptor of the file drops it: so one descriptor per folder,
+# and this registry answers for a second manager in the same process.
+_held: dict[tuple[int, int], int] = {}  # device and inode to the process: a forked child has a copy, and holds nothing
+_guard = threading.Lock()
+
+
+class RunLock:
+    """The right to write in a run folder, held until `release` or the end of the process.
+
+    A child process does not inherit it. The file's text (host, process, time) is information for people only.
+
+    Raises:
+        ConflictError: Another process, or another manager of this one, holds it; the message says which.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = -1
+        self._owner_pid = os.getpid()
+        with _guard:
+            status = folder.stat()
+            self._key = (status.st_dev, status.st_ino)
+            if _held.get(self._key) == self._owner_pid:
+                raise ConflictError(
+                    "another manager of this process is writing here",
+                    where=folder,
+                    remedy="close it (leave its `with` block) first, or use another run folder",
+                )
+            self._descriptor = _acquire(folder)
+            _held[self._key] = self._owner_pid
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process holds it: False once released, and in a forked child."""
+        return self._descriptor >= 0 and os.getpid() == self._owner_pid
+
+    def release(self) -> None:
+        """Let others write; harmless when called twice, and in a forked child, which holds nothing."""
+        with _guard:
+            descriptor, self._descriptor = self._descriptor, -1
+            if descriptor < 0 or os.getpid() != self._owner_pid:
+                return  # the number in a child may be another file's by now, and closing it there frees nothing
+            _held.pop(self._key, None)
+            os.close(descriptor)
+
+
+def _acquire(folder: Path) -> int:
+    path = folder / LOCK_NAME
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(descriptor, 4096)
+        os.close(descriptor)
+        if error.errno in {errno.EACCES, errno.EAGAIN}:
+            raise ConflictError(
+                f"{_describe(holder)} is writing here",
+                where=folder,
+                remedy="wait for it, stop it, or use another run folder",
+            ) from error
+        raise ConflictError(
+            f"this file system gives no lock ({os.strerror(error.errno or 0)}), so a second writer could not be kept out",
+            where=folder,
+            remedy="use a run folder on a local disk",
+        ) from error
+    holder = json.dumps(
+        {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+    ).encode("ascii")
+    with suppress(OSError):  # a full disk: the lock holds without it
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, holder, 0)
+    return descriptor
+
+
+def _describe(holder: bytes) -> str:
+    try:
+        facts = json.loads(holder)
+        return f"process {facts['pid']} on {facts['host']} (since {facts['since']})"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,272 @@
+"""Reading our own checkpoints as a `Source`: every file opened first, every byte checked against the record."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import cast
+
+import xxhash
+
+from torchkeep.errors import CorruptError, NotFoundError
+from torchkeep.folder.commit import read_record
+from torchkeep.folder.digests import PIECE_BYTES, chunk_ranges, digest_of
+from torchkeep.folder.parallel import in_parallel
+from torchkeep.folder.record import Record, StoredTensor, decode_record
+from torchkeep.folder.shards import file_order, header_of, single_file_names
+from torchkeep.folder.values import decode
+from torchkeep.tensors import Described, TensorSpec
+
+RECORD_KEY = "torchkeep"  # of a single file's __metadata__
+
+
+class FolderSource:
+    """An open torchkeep checkpoint: a folder, or a single file that carries its record.
+
+    All shards are opened at once, so that a checkpoint that is removed meanwhile stays readable.
+
+    Raises:
+        NotFoundError: There is no checkpoint, or it went away while it was opened.
+        CorruptError: A file is absent or short, or the record, a header or an index is not what was written.
+        FormatError: It was written by a newer torchkeep.
+    """
+
+    def __init__(self, path: Path, record: Record, descriptors: Mapping[str, int], data_begins: Mapping[str, int]) -> None:
+        self.path = path
+        self.record = record
+        self._descriptors = dict(descriptors)
+        self._data_begins = data_begins
+        self.format = "torchkeep"
+        try:
+            self.tree = _tree_of(record, path)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def metadata(self) -> Mapping[str, object]:
+        """The record's facts beside the tree."""
+        return {"id": self.record.id, "saved_at_ns": self.record.saved_at_ns, "provenance": self.record.provenance}
+
+    def read_into(self, spec: TensorSpec, buffer: memoryview) -> None:
+        """Read one tensor and check its digests on the way; see `Source.read_into`."""
+        group, name = cast("tuple[str, str]", spec.key)
+        self._read(self.record.tensors[group][name], buffer, f"{group}.{name}")
+
+    def check(self, specs: Iterable[TensorSpec], threads: int = 1) -> None:
+        """Check the digests of some tensors without keeping their bytes.
+
+        Raises:
+            CorruptError: It lists every tensor that differs.
+        """
+        faults = in_parallel(self._fault_of, dict.fromkeys(spec.key for spec in specs), threads)
+        found = [fault for fault in faults if fault]
+        if found:
+            raise _damaged(self.path, found)
+
+    def check_all(self, threads: int = 1) -> None:
+        """Check every tensor of the checkpoint; headers, indexes and the record were checked when it was opened."""
+        specs = [TensorSpec(t.dtype, t.shape, (g, n)) for g, ts in self.record.tensors.items() for n, t in ts.items()]
+        self.check(specs, threads)
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _fault_of(self, key: object) -> str | None:
+        group, name = cast("tuple[str, str]", key)
+        try:
+            self._read(self.record.tensors[group][name], None, f"{group}.{name}")
+        except CorruptError as error:
+            return error.what
+        return None
+
+    def _read(self, stored: StoredTensor, buffer: memoryview | None, name: str) -> None:
+        descriptor = self._descriptors.get(stored.shard)
+        if descriptor is None:
+            raise NotFoundError("the checkpoint was closed", where=self.path)
+        begin = self._data_begins[stored.shard] + stored.begin
+        fault = read_checked(descriptor, begin, stored, buffer)
+        if fault:
+            file = stored.shard or self.path.name
+            raise CorruptError(f"{file}: {name}: {fault}", where=self.path, remedy=_REMEDY)
+
+
+_REMEDY = "use an older checkpoint, or copy this one again from where it came"
+
+
+def _damaged(path: Path, faults: list[str]) -> CorruptError:
+    return CorruptError(f"{len(faults)} of its parts are damaged", where=path, faults=faults, remedy=_REMEDY)
+
+
+def read_checked(descriptor: int, begin: int, stored: StoredTensor, buffer: memoryview | None) -> str | None:
+    """Read a tensor's bytes, into `buffer` if there is one, and compare its digests; the fault, or None."""
+    scratch = memoryview(bytearray(min(PIECE_BYTES, stored.nbytes)) if buffer is None else b"")
+    for (first, last), expected in zip(chunk_ranges(stored.nbytes), stored.chunks, strict=True):
+        state = xxhash.xxh3_128()
+        at = first
+        while at < last:
+            wanted = min(PIECE_BYTES, last - at)
+            piece = scratch[:wanted] if buffer is None else buffer[at : at + wanted]
+            count = os.preadv(descriptor, [piece], begin + at)
+            if count == 0:
+                return f"the file ends {last - at} bytes early"
+            state.update(piece[:count])
+            at += count
+        if state.hexdigest() != expected:
+            return f"bytes {first} to {last} differ from their digest"
+    return None
+
+
+def open_folder(path: Path) -> FolderSource:
+    """Open a committed checkpoint folder; see `FolderSource`."""
+    record = read_record(path)
+    descriptors: dict[str, int] = {}
+    begins: dict[str, int] = {}
+    faults: list[str] = []
+    try:
+        for file, shard in record.shards.items():
+            data_bytes = sum(t.nbytes for t in record.tensors[shard.group].values() if t.shard == file)
+            begins[file] = shard.nbytes - data_bytes
+            fault = _open_shard(path / file, shard.nbytes, shard.header, begins[file], descriptors)
+            faults += [f"{file}: {fault}"] if fault else []
+        faults += [fault for file, digest in record.indexes.items() if (fault := _fault_of_small_file(path / file, digest))]
+        if faults and not path.exists():
+            raise NotFoundError("the checkpoint was removed while it was opened", where=path)
+        if faults:
+            raise _damaged(path, faults)
+        return FolderSource(path, record, descriptors, begins)
+    except BaseException:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+        raise
+
+
+def _open_shard(path: Path, nbytes: int, header: str, begin: int, descriptors: dict[str, int]) -> str | None:
+    """Open a shard into `descriptors`; the fault of its kind, size or header, or None."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO}:
+            return "absent" if error.errno == errno.ENOENT else "not a plain file"
+        raise
+    status = os.fstat(descriptor)
+    descriptors[path.name] = descriptor
+    if not stat.S_ISREG(status.st_mode):
+        return "not a plain file"
+    if status.st_size != nbytes:
+        return f"{status.st_size} bytes where {nbytes} were written"
+    if digest_of(os.pread(descriptor, begin, 0)) != header:
+        return "its header differs from its digest"
+    return None
+
+
+def _fault_of_small_file(path: Path, digest: str) -> str | None:
+    try:
+        data = path.read_bytes() if path.is_file() else None
+    except FileNotFoundError:
+        data = None
+    if data is None:
+        return f"{path.name}: absent"
+    return None if digest_of(data) == digest else f"{path.name}: differs from its digest"
+
+
+def open_file(path: Path, record_text: str) -> FolderSource:
+    """Open a single safetensors file that carries its record; its header must be the one that the record gives.
+
+    Args:
+        path: The file.
+        record_text: ``__metadata__["torchkeep"]``.
+    """
+    record = decode_record(record_text.encode("utf-8", "replace"), f"{path} (__metadata__)")
+    specs = {g: {n: TensorSpec(t.dtype, t.shape) for n, t in group.items()} for g, group in record.tensors.items()}
+    header = single_file_header(specs, record_text)
+    nbytes = len(header) + record.tensor_bytes
+    descriptors: dict[str, int] = {}
+    fault = _open_shard(path, nbytes, digest_of(header), len(header), descriptors)
+    source_descriptors = {"": descriptor for descriptor in descriptors.values()}
+    if fault:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+        raise _damaged(path, [fault])
+    return FolderSource(path, record, source_descriptors, {"": len(header)})
+
+
+def single_file_header(specs: Mapping[str, Mapping[str, TensorSpec]], record_text: str) -> bytes:
+    """The header of a single file: that of a shard with all groups in it, and with the record in its metadata."""
+    names = single_file_names(specs)
+    merged = {names[group, name]: spec for group, of in specs.items() for name, spec in of.items()}
+    return header_of(merged, file_order(merged), {"format": "pt", RECORD_KEY: record_text})
+
+
+def digests_of_file(path: Path, record: Record, file: str) -> None:
+    """Check one shard file, which may lie elsewhere than in its checkpoint, against its record.
+
+    Raises:
+        CorruptError: Something differs.
+    """
+    shard = record.shards[file]
+    tensors = {n: t for n, t in record.tensors[shard.group].items() if t.shard == file}
+    begin = shard.nbytes - sum(tensor.nbytes for tensor in tensors.values())
+    descriptors: dict[str, int] = {}
+    try:
+        fault = _open_shard(path, shard.nbytes, shard.header, begin, descriptors)
+        for name, tensor in tensors.items():
+            if fault is None:
+                fault = read_checked(descriptors[path.name], begin + tensor.begin, tensor, None)
+                fault = fault and f"{name}: {fault}"
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+    if fault:
+        raise CorruptError(fault, where=path)
+
+
+def _tree_of(record: Record, path: Path) -> object:
+    leaf = leaf_decoder(record, path)
+    if record.whole is not None:
+        return decode(record.entries[record.whole].tree, leaf)
+    return {name: decode(entry.tree, leaf) for name, entry in record.entries.items()}
+
+
+def leaf_decoder(record: Record, path: Path) -> Callable[[str, object, Mapping[str, object]], object]:
+    """The hook of `decode` that turns tensor nodes into `TensorSpec` and torch's types into `Described`."""
+
+    def decode_leaf(tag: str, payload: object, node: Mapping[str, object]) -> object:
+        if tag == "$tensor":
+            return _spec_of(record, payload, node, path)
+        if tag == "$numpy.tensor":
+            return Described("numpy.ndarray", (decode(payload, decode_leaf),))
+        if tag in {"$torch.dtype", "$torch.device"} and isinstance(payload, str):
+            return Described(tag[1:], (payload,))
+        if tag == "$torch.Size" and isinstance(payload, list):
+            return Described("torch.Size", (tuple(payload),))
+        if tag in {"$torch.sparse", "$torch.quantized"} and isinstance(payload, dict):
+            return Described(tag[1:], state={key: decode(value, decode_leaf) for key, value in payload.items()})
+        raise CorruptError(f"the record is damaged: {tag} does not go with {type(payload).__name__}", where=path)
+
+    return decode_leaf
+
+
+def _spec_of(record: Record, payload: object, node: Mapping[str, object], path: Path) -> TensorSpec:
+    stored = None
+    if isinstance(payload, list) and len(payload) == 2:  # noqa: PLR2004 - group and name
+        group, name = map(str, payload)
+        stored = record.tensors.get(group, {}).get(name)
+    if stored is None:
+        raise CorruptError(f"the record is damaged: no tensor is called {payload!r}", where=path)
+    return TensorSpec(
+        stored.dtype,
+        stored.shape,
+        (group, name),
+        parameter=node.get("parameter") is True,
+        requires_grad=node.get("requires_grad") is True,
+        memory_format=str(node.get("memory_format", "contiguous")),
+    )

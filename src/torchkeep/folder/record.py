@@ -1,0 +1,311 @@
+"""The commit record `checkpoint.json`: its fields as values, and the strict codec of docs/format.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import TypeAlias, TypeVar
+
+from torchkeep.errors import CorruptError, FormatError
+from torchkeep.folder.digests import CHUNK_BYTES, chunk_ranges, digest_of, is_digest, shard_digest
+from torchkeep.tensors import DTYPE_NAMES, TensorSpec
+
+RECORD_NAME = "checkpoint.json"
+VERSION = 1
+KNOWN_FEATURES: frozenset[str] = frozenset()
+ALIGNMENT_BYTES = 4096
+Node: TypeAlias = object
+_DIGEST_MEMBER = b',"digest":"'
+_END = b'"}\n'
+_FILE_NAME = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9_.%~-]{0,200}\.safetensors(\.index\.json)?")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies: `begin` and `end` count from the start of its shard's data, `chunks` are its digests in order."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    shard: str
+    begin: int
+    end: int
+    chunks: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes."""
+        return self.end - self.begin
+
+    def holds_same(self, other: StoredTensor | None) -> bool:
+        """Whether dtype, shape and every digest are equal."""
+        return other is not None and (self.dtype, self.shape, self.chunks) == (other.dtype, other.shape, other.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One safetensors file of a group: its size in bytes, mtime, digests, and how often it was the part that stayed."""
+
+    group: str
+    nbytes: int
+    mtime_ns: int
+    header: str
+    digest: str
+    splits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key of what was saved: its kind, its tree as a JSON node, and what else its kind records."""
+
+    kind: str
+    tree: Node
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything `checkpoint.json` says; see docs/format.md for each member."""
+
+    id: str
+    saved_at_ns: int
+    step: int | None
+    metrics: Node
+    provenance: Mapping[str, object]
+    whole: str | None
+    entries: Mapping[str, Entry]
+    rng: Node
+    tensors: Mapping[str, Mapping[str, StoredTensor]]
+    shards: Mapping[str, Shard]
+    indexes: Mapping[str, str]
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for group in self.tensors.values() for tensor in group.values())
+
+
+def encode_record(record: Record) -> bytes:
+    """The bytes of `checkpoint.json`, ended by their own digest."""
+    members = {
+        "format": "torchkeep",
+        "version": VERSION,
+        "requires": [],
+        "id": record.id,
+        "saved_at_ns": record.saved_at_ns,
+        "step": record.step,
+        "metrics": record.metrics,
+        "provenance": dict(record.provenance),
+        "whole": record.whole,
+        "entries": {name: {"kind": e.kind, "tree": e.tree, **e.facts} for name, e in record.entries.items()},
+        "rng": record.rng,
+        "tensors": {
+            group: {name: _tensor_members(tensor) for name, tensor in tensors.items()}
+            for group, tensors in record.tensors.items()
+        },
+        "shards": {name: _shard_members(shard) for name, shard in record.shards.items()},
+        "indexes": dict(record.indexes),
+    }
+    body = json.dumps(members, separators=(",", ":"), allow_nan=False).encode("ascii")[:-1] + _DIGEST_MEMBER
+    return body + digest_of(body).encode("ascii") + _END
+
+
+def _tensor_members(tensor: StoredTensor) -> dict[str, object]:
+    ranges = chunk_ranges(tensor.nbytes)
+    return {
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "shard": tensor.shard,
+        "begin": tensor.begin,
+        "end": tensor.end,
+        "chunks": [[begin, end, digest] for (begin, end), digest in zip(ranges, tensor.chunks, strict=True)],
+    }
+
+
+def _shard_members(shard: Shard) -> dict[str, object]:
+    return {
+        "group": shard.group,
+        "bytes": shard.nbytes,
+        "mtime_ns": shard.mtime_ns,
+        "header": shard.header,
+        "digest": shard.digest,
+        "splits": shard.splits,
+    }
+
+
+def decode_record(data: bytes, where: str) -> Record:
+    """Read a record's bytes back, after checking its digest.
+
+    Args:
+        data: All bytes of the record.
+        where: The path that errors name.
+
+    Raises:
+        CorruptError: The digest is not that of the bytes, or a member is not what docs/format.md says.
+        FormatError: It is a torchkeep record of a version or with a feature that this version does not know.
+    """
+    try:
+        members = _members_of(data)
+        version, requires = _expect(members.get("version"), int, "version"), _expect(members.get("requires"), list, "requires")
+        unknown = [str(name) for name in requires if name not in KNOWN_FEATURES]
+        if version != VERSION or unknown:
+            asks = f"format version {version}" if version != VERSION else f"the features {', '.join(unknown)}"
+            what = f"the record needs {asks}; this torchkeep reads version {VERSION}"
+            raise FormatError(what, where=where, remedy="upgrade torchkeep")
+        record = _record_of(members)
+        _check_places(record)
+    except _MalformedError as fault:
+        raise CorruptError(f"the record is damaged: {fault}", where=where) from fault
+    return record
+
+
+class _MalformedError(ValueError):
+    """A record that is not what docs/format.md says."""
+
+
+_T = TypeVar("_T")
+
+
+def _expect(value: object, kind: type[_T], at: str) -> _T:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise _MalformedError(f"{at}: {kind.__name__} wanted, found {type(value).__name__}")
+    return value
+
+
+def _natural(value: object, at: str) -> int:
+    number = _expect(value, int, at)
+    if not 0 <= number < 2**63:
+        raise _MalformedError(f"{at}: {number} is out of range")
+    return number
+
+
+def _digest(value: object, at: str) -> str:
+    if not is_digest(value):
+        raise _MalformedError(f"{at}: not a digest")
+    return str(value)
+
+
+def _members_of(data: bytes) -> dict[str, object]:
+    """The JSON object, once the digest at its end is known to be right."""
+    body, digest, end = data[: -32 - len(_END)], data[-32 - len(_END) : -len(_END)], data[-len(_END) :]
+    if end != _END or not body.endswith(_DIGEST_MEMBER) or digest != digest_of(body).encode("ascii"):
+        raise _MalformedError("it does not end in the digest of its bytes")
+    try:
+        members = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise _MalformedError(f"not the JSON it should be ({error})") from error
+    members = _expect(members, dict, "the record")
+    if members.get("format") != "torchkeep":
+        raise _MalformedError("it does not say that it is torchkeep's")
+    return members
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return members
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _record_of(members: Mapping[str, object]) -> Record:
+    groups = _expect(members.get("tensors"), dict, "tensors")
+    step, whole = members.get("step"), members.get("whole")
+    return Record(
+        id=_digest(members.get("id"), "id"),
+        saved_at_ns=_natural(members.get("saved_at_ns"), "saved_at_ns"),
+        step=None if step is None else _natural(step, "step"),
+        metrics=members.get("metrics"),
+        provenance=_expect(members.get("provenance"), dict, "provenance"),
+        whole=None if whole is None else _expect(whole, str, "whole"),
+        entries={k: _entry_of(v, k) for k, v in _expect(members.get("entries"), dict, "entries").items()},
+        rng=members.get("rng"),
+        tensors={
+            group: {name: _tensor_of(value, f"{group}.{name}") for name, value in _expect(of, dict, group).items()}
+            for group, of in groups.items()
+        },
+        shards={k: _shard_of(v, k) for k, v in _expect(members.get("shards"), dict, "shards").items()},
+        indexes={
+            _file_name(k): _digest(v, k) for k, v in _expect(members.get("indexes"), dict, "indexes").items()
+        },
+    )
+
+
+def _entry_of(value: object, name: str) -> Entry:
+    facts = dict(_expect(value, dict, name))
+    kind = _expect(facts.pop("kind", None), str, f"{name}.kind")
+    if "tree" not in facts:
+        raise _MalformedError(f"{name}: no tree")
+    return Entry(kind, facts.pop("tree"), facts)
+
+
+def _tensor_of(value: object, name: str) -> StoredTensor:
+    members = _expect(value, dict, name)
+    dtype = members.get("dtype")
+    if dtype not in DTYPE_NAMES:
+        raise _MalformedError(f"{name}: no dtype is called {dtype!r}")
+    shape = tuple(_natural(size, f"{name}.shape") for size in _expect(members.get("shape"), list, f"{name}.shape"))
+    begin, end = _natural(members.get("begin"), f"{name}.begin"), _natural(members.get("end"), f"{name}.end")
+    if end - begin != TensorSpec(dtype, shape).nbytes:
+        raise _MalformedError(f"{name}: {end - begin} bytes do not hold {dtype} {shape}")
+    ranges = _expect(members.get("chunks"), list, f"{name}.chunks")
+    wanted = chunk_ranges(end - begin)
+    if len(ranges) * CHUNK_BYTES >= end - begin + CHUNK_BYTES:
+        raise _MalformedError(f"{name}: more chunks than bytes to digest")
+    chunks = []
+    for chunk, (first, last) in zip_longest(ranges, wanted):
+        if not isinstance(chunk, list) or chunk[:2] != [first, last] or len(chunk) != 3:  # noqa: PLR2004 - begin, end, digest
+            raise _MalformedError(f"{name}.chunks: [{first}, {last}, digest] wanted")
+        chunks.append(_digest(chunk[2], f"{name}.chunks"))
+    return StoredTensor(dtype, shape, _expect(members.get("shard"), str, f"{name}.shard"), begin, end, tuple(chunks))
+
+
+def _shard_of(value: object, name: str) -> Shard:
+    members = _expect(value, dict, name)
+    _file_name(name)
+    return Shard(
+        group=_expect(members.get("group"), str, f"{name}.group"),
+        nbytes=_natural(members.get("bytes"), f"{name}.bytes"),
+        mtime_ns=_natural(members.get("mtime_ns"), f"{name}.mtime_ns"),
+        header=_digest(members.get("header"), f"{name}.header"),
+        digest=_digest(members.get("digest"), f"{name}.digest"),
+        splits=_natural(members.get("splits"), f"{name}.splits"),
+    )
+
+
+def _file_name(name: str) -> str:
+    if not _FILE_NAME.fullmatch(name):
+        raise _MalformedError(f"{name!r} is not a file name of this format")
+    return name
+
+
+def _check_places(record: Record) -> None:
+    """Tensors fill each shard's data from 0 without a gap or an overlap, and shard digests follow from theirs."""
+    inside: dict[str, list[StoredTensor]] = {name: [] for name in record.shards}
+    for group, tensors in record.tensors.items():
+        for name, tensor in tensors.items():
+            shard = record.shards.get(tensor.shard)
+            if record.shards and (shard is None or shard.group != group):
+                raise _MalformedError(f"{group}.{name}: its shard {tensor.shard!r} is not a shard of {group!r}")
+            inside.setdefault(tensor.shard, []).append(tensor)
+    for file, members in inside.items():
+        members.sort(key=lambda tensor: (tensor.begin, tensor.end))
+        position = 0
+        for tensor in members:
+            if tensor.begin != position:
+                raise _MalformedError(f"{file}: its tensors leave a gap or overlap at byte {position}")
+            position = tensor.end
+        shard = record.shards.get(file)
+        if shard is None:
+            continue
+        if shard.digest != shard_digest(shard.header, (chunk for tensor in members for chunk in tensor.chunks)):
+            raise _MalformedError(f"{file}: its digest does not follow from its chunks")
+        if shard.nbytes - position < 0 or (shard.nbytes - position) % ALIGNMENT_BYTES:
+            raise _MalformedError(f"{file}: {shard.nbytes} bytes do not hold {position} bytes of tensors")
+    if record.whole is not None and record.whole not in record.entries:
+        raise _MalformedError(f"whole: there is no entry {record.whole!r}")

@@ -1,0 +1,195 @@
+"""The codec of docs/format.md, "Nodes": plain values to JSON and back, without running anything that a file names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import TypeAlias
+
+from torchkeep.errors import CheckpointError, CorruptError, FormatError
+from torchkeep.folder.container_nodes import CONTAINER_DECODERS, Steps, decode_dict, decode_list, encode_container
+from torchkeep.folder.leaf_nodes import ATOM_TYPES, LEAF_DECODERS, Members, Node, decode_atom, encode_atom, encode_leaf
+from torchkeep.folder.numpy_nodes import NUMPY_DECODERS, encode_numpy
+from torchkeep.tensors import KeyPath, name_of
+
+__all__ = ["MAX_LEVELS", "Node", "decode", "encode"]
+
+MAX_LEVELS = 500
+EncodeLeaf: TypeAlias = Callable[[KeyPath, object], Node | None]
+DecodeLeaf: TypeAlias = Callable[[str, object, Members], object]
+
+_SHOWN_KEYS = 20
+_HOOK_TAGS = frozenset(("$tensor", "$numpy.tensor"))
+_NEWER = "was it written by a newer torchkeep? upgrade this one"
+_EXTRA_MEMBERS = {"$datetime": {"fold", "zone"}, "$time": {"fold", "zone"}, "$OrderedDict": {"metadata"}}
+_REMEDY = "leave them out, or save what they are made of: numbers, text, lists, dicts, tensors"
+
+
+def encode(value: object, encode_leaf: EncodeLeaf) -> Node:
+    """Turn a value into what `json.dumps` writes and `decode` reads back equal, with the same types and order.
+
+    A container that occurs twice is written twice. Arrays come back in C order and native byte order; integers of more
+    than 640 digits, which JSON readers refuse, are kept in hexadecimal (``{"$int": "0x..."}``).
+
+    Args:
+        value: Plain Python values, containers of them, and whatever the hook takes.
+        encode_leaf: Asked first, with the path and the value, for everything but an exact str, int, float, bool, None,
+            dict, list or tuple. Returns the node, or None to decline; a `FormatError` from it is a fault of the value.
+
+    Raises:
+        FormatError: Values without an encoding, all of them by path, containers that hold themselves among them; or
+            nodes nested deeper than 500 levels of JSON.
+
+    Example:
+        >>> encode({"lr": 0.1, "betas": (0.9, float("inf"))}, lambda path, value: None)
+        {'lr': 0.1, 'betas': {'$tuple': [0.9, {'$float': 'inf'}]}}
+    """
+    encoder = _Encoder(encode_leaf)
+    node = _run(encoder.steps, value, [])
+    if encoder.faults:
+        count = f"{len(encoder.faults)} value{'s have' if len(encoder.faults) > 1 else ' has'}"
+        raise FormatError(f"cannot save: {count} no encoding", faults=encoder.faults, remedy=_REMEDY)
+    _check_levels(node)
+    return node
+
+
+def decode(node: Node, decode_leaf: DecodeLeaf) -> object:
+    """Turn what `json.loads` read back into the value that `encode` was given.
+
+    Enum members, dataclasses and named tuples are rebuilt only where their class is already imported; elsewhere they
+    are `Described`. Nothing is imported and no constructor of theirs is called.
+
+    Args:
+        node: JSON values: dicts, lists, strings, numbers, booleans, None.
+        decode_leaf: Asked with the tag, its payload and the whole node for ``$tensor``, ``$numpy.tensor`` and
+            ``$torch.*``. Returns the value, or NotImplemented for a tag that it does not know.
+
+    Raises:
+        CorruptError: A node is not what docs/format.md says; the message names its path.
+        FormatError: A tag that this version does not know, or a dtype that this machine has not.
+
+    Example:
+        >>> decode({"betas": {"$tuple": [0.9, {"$float": "inf"}]}}, lambda tag, payload, node: NotImplemented)
+        {'betas': (0.9, inf)}
+    """
+    path: list[Hashable] = []
+    try:
+        return _run(_Decoder(decode_leaf).steps, node, path)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        why = f"{error} is not known" if isinstance(error, KeyError) else str(error)
+        raise CorruptError("a value in the record is not valid", faults=[f"{_place(path)}: {why}"]) from error
+
+
+def _place(path: list[Hashable]) -> str:
+    shown = name_of(tuple(path[:_SHOWN_KEYS]))
+    return shown if len(path) <= _SHOWN_KEYS else f"{shown} ..."
+
+
+def _run(steps_of: Callable[[object, list[Hashable]], Steps], root: object, path: list[Hashable]) -> object:
+    stack = [steps_of(root, path)]
+    answer: object = None
+    while True:
+        try:
+            key, inside = stack[-1].send(answer)
+        except StopIteration as stop:
+            answer = stop.value
+            stack.pop()
+            if not stack:
+                return answer
+            path.pop()
+        else:
+            path.append(key)
+            stack.append(steps_of(inside, path))
+            answer = None
+
+
+def _check_levels(node: Node) -> None:
+    """Refuse a node that `json` could not walk, naming the member at the top that holds the deepest one."""
+    level = [("", node)]
+    for depth in range(MAX_LEVELS + 1):
+        level = [(name if depth else key, inside) for name, outside in level for key, inside in _inside(outside)]
+        if not level:
+            return
+    fault = f"{level[0][0]}: more than {MAX_LEVELS} levels"
+    raise FormatError("cannot save: nested too deep", faults=[fault], remedy="flatten it before saving")
+
+
+def _inside(node: Node) -> list[tuple[str, Node]]:
+    if isinstance(node, dict):
+        return list(node.items())
+    return [(str(index), each) for index, each in enumerate(node)] if isinstance(node, list) else []
+
+
+class _Encoder:
+    def __init__(self, encode_leaf: EncodeLeaf) -> None:
+        self.encode_leaf = encode_leaf
+        self.faults: list[str] = []
+        self.open_ids: set[int] = set()
+
+    def steps(self, value: object, path: list[Hashable]) -> Steps:
+        """The node of one value; a fault is noted, and null stands in its place."""
+        at = tuple(path)
+        if id(value) in self.open_ids:
+            self.faults.append(f"{name_of(at)}: it contains itself")
+            return None
+        holds_others = type(value) not in ATOM_TYPES
+        if holds_others:
+            self.open_ids.add(id(value))
+        try:
+            return (yield from self._node_of(value, at))
+        except ValueError as error:
+            self.faults.append(f"{name_of(at)}: {error}")
+        except FormatError as error:
+            inner = error.faults or (f": {error.what}",)
+            self.faults += [name_of(at) + (fault if fault.startswith(":") else f".{fault}") for fault in inner]
+        finally:
+            if holds_others:
+                self.open_ids.discard(id(value))
+        return None
+
+    def _node_of(self, value: object, at: KeyPath) -> Steps:
+        kind = type(value)
+        if kind in ATOM_TYPES:
+            return encode_atom(value)
+        if kind not in (dict, list, tuple):
+            for encoder in (partial(self.encode_leaf, at), encode_leaf, encode_numpy):
+                node = encoder(value)
+                if node is not None:
+                    return node
+        return (yield from encode_container(value))
+
+
+class _Decoder:
+    def __init__(self, decode_leaf: DecodeLeaf) -> None:
+        self.decode_leaf = decode_leaf
+
+    def steps(self, node: object, path: list[Hashable]) -> Steps:
+        """The value of one node."""
+        if len(path) > MAX_LEVELS:
+            raise ValueError(f"more than {MAX_LEVELS} levels")
+        if isinstance(node, list):
+            return (yield from decode_list(node))
+        if not isinstance(node, dict):
+            return decode_atom(node)
+        tags = [key for key in node if key.startswith("$")]
+        if not tags:
+            return (yield from decode_dict(node))
+        if len(tags) > 1:
+            raise ValueError(f"both {tags[0]} and {tags[1]}")
+        return (yield from self._tagged(tags[0], node))
+
+    def _tagged(self, tag: str, node: Members) -> Steps:
+        payload = node[tag]
+        if tag in _HOOK_TAGS or tag.startswith("$torch."):
+            value = self.decode_leaf(tag, payload, node)
+            if value is not NotImplemented:
+                return value
+        decoder = LEAF_DECODERS.get(tag) or NUMPY_DECODERS.get(tag)
+        if decoder is None and tag not in CONTAINER_DECODERS:
+            raise FormatError(f"the record holds a {tag} value, which this torchkeep does not know", remedy=_NEWER)
+        extra = sorted(node.keys() - {tag} - _EXTRA_MEMBERS.get(tag, set()))
+        if extra:
+            raise ValueError(f"{tag} with a member {extra[0]!r}")
+        return decoder(payload, node) if decoder is not None else (yield from CONTAINER_DECODERS[tag](payload, node))

@@ -1,0 +1,355 @@
+"""Writing a checkpoint: find what changed, link what did not, write the rest with a digest on every chunk, commit.
+
+`stage` decides and links; it is the part during which the caller's tensors must not change. `finish` writes what is
+left and commits; by then a caller may have replaced the readers by ones over memory of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import xxhash
+
+from torchkeep.errors import CheckpointError, CorruptError
+from torchkeep.folder.commit import Staging, commit, fsync_path, make_parents, write_durably
+from torchkeep.folder.digests import PIECE_BYTES, chunk_digests, chunk_ranges, digest_of, shard_digest
+from torchkeep.folder.parallel import in_parallel
+from torchkeep.folder.partition import Member, ParentShard, PlannedShard, partition
+from torchkeep.folder.read import digests_of_file
+from torchkeep.folder.record import RECORD_NAME, Entry, Node, Record, Shard, StoredTensor, encode_record
+from torchkeep.folder.shards import file_order, header_of, index_of, stems_of
+from torchkeep.tensors import TensorSpec
+
+Name = tuple[str, str]  # group, tensor
+PLAIN_METADATA = {"format": "pt"}  # transformers asks for it
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTensor:
+    """A tensor to save: its spec, whether training may change it, and a reader of its bytes in C order."""
+
+    spec: TensorSpec
+    may_change: bool
+    read: Callable[[], memoryview]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Everything that a save was asked to keep, with tensors by group and name."""
+
+    entries: Mapping[str, Entry]
+    groups: Mapping[str, Mapping[str, DraftTensor]]
+    whole: str | None = None
+    step: int | None = None
+    metrics: Node = None
+    rng: Node = None
+    provenance: Mapping[str, object] = field(default_factory=dict)
+    saved_at_ns: int = field(default_factory=time.time_ns)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.spec.nbytes for group in self.groups.values() for tensor in group.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a save did: where it is, its record, bytes written and linked, and what a person should know."""
+
+    path: Path
+    record: Record
+    written_bytes: int
+    linked_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Staged:
+    """A save whose links are made and whose remaining shards are decided."""
+
+    target: Path
+    draft: Draft
+    staging: Staging
+    threads: int
+    linked: dict[str, Shard]
+    linked_tensors: dict[Name, StoredTensor]
+    to_write: dict[str, list[PlannedShard]]
+    parent: Record | None
+    notes: list[str]
+
+    def names_to_write(self) -> list[Name]:
+        """The tensors whose bytes `finish` will read."""
+        return [
+            (group, name) for group, shards in self.to_write.items() for shard in shards for name in shard.names
+        ]
+
+    def read_from(self, readers: Mapping[Name, Callable[[], memoryview]]) -> None:
+        """Let `finish` read these tensors from elsewhere than where `stage` found them."""
+        groups = {
+            group: {
+                name: replace(tensor, read=readers.get((group, name), tensor.read)) for name, tensor in tensors.items()
+            }
+            for group, tensors in self.draft.groups.items()
+        }
+        self.draft = replace(self.draft, groups=groups)
+
+
+def save_folder(target: Path, draft: Draft, parent: Path | None, parent_record: Record | None, threads: int) -> Saved:
+    """Save a draft as a checkpoint folder, durably, in this thread; see `stage` and `finish`."""
+    return finish(stage(target, draft, parent, parent_record, threads))
+
+
+def stage(target: Path, draft: Draft, parent: Path | None, parent_record: Record | None, threads: int) -> Staged:
+    """Decide the shards of a save and link those that did not change since the parent.
+
+    Args:
+        target: The final path; the folders above it are made.
+        draft: What to save.
+        parent: The checkpoint whose shards may be linked, and its record; None to write everything.
+        parent_record: The record of `parent`.
+        threads: Threads that hash and write; 1 does everything in the calling one.
+
+    Raises:
+        CheckpointError: The operating system refused; nothing is left behind.
+    """
+    try:
+        make_parents(target.parent)
+        staging = Staging(target.parent)
+    except OSError as error:
+        raise refused(error, target) from error
+    try:
+        digests = _digests(draft, threads) if parent_record is not None else {}
+        staged = Staged(target, draft, staging, threads, {}, {}, {}, parent_record, [])
+        for group, tensors in draft.groups.items():
+            before = {} if parent_record is None else parent_record.tensors.get(group, {})
+            changed = {n for n, t in tensors.items() if not _is_unchanged(t.spec, digests.get((group, n)), before.get(n))}
+            members = [Member(name, tensor.spec.nbytes, tensor.may_change) for name, tensor in tensors.items()]
+            planned = partition(members, _parent_shards(parent_record, group), changed, draft.tensor_bytes)
+            staged.to_write[group] = planned
+        if parent is not None and parent_record is not None:
+            _link(staged, parent, parent_record)
+    except OSError as error:
+        staging.discard()
+        raise refused(error, target) from error
+    except BaseException:
+        staging.discard()
+        raise
+    return staged
+
+
+def _digests(draft: Draft, threads: int) -> dict[Name, tuple[str, ...]]:
+    items = [((group, name), tensor) for group, tensors in draft.groups.items() for name, tensor in tensors.items()]
+    results = in_parallel(lambda item: chunk_digests(item[1].read()), items, threads)
+    return {name: digests for (name, _), digests in zip(items, results, strict=True)}
+
+
+def _is_unchanged(spec: TensorSpec, digests: tuple[str, ...] | None, before: StoredTensor | None) -> bool:
+    return before is not None and (spec.dtype, spec.shape, digests) == (before.dtype, before.shape, before.chunks)
+
+
+def _parent_shards(record: Record | None, group: str) -> list[ParentShard]:
+    if record is None:
+        return []
+    inside: dict[str, list[str]] = {}
+    for name, tensor in sorted(record.tensors.get(group, {}).items(), key=lambda item: item[1].begin):
+        inside.setdefault(tensor.shard, []).append(name)
+    return [
+        ParentShard(file, tuple(inside.get(file, ())), sum(record.tensors[group][n].nbytes for n in inside.get(file, ())), s.splits)
+        for file, s in record.shards.items()
+        if s.group == group
+    ]
+
+
+def _link(staged: Staged, parent: Path, record: Record) -> None:
+    """Link every planned shard that can be; what cannot stays in `to_write`, with a note that says why."""
+    wanted = [(group, shard) for group, shards in staged.to_write.items() for shard in shards if shard.link]
+    turn = int(str(record.provenance.get("sequence", 0))) % len(wanted) if wanted else 0
+    for position, (group, shard) in enumerate(wanted):
+        file = str(shard.link)
+        refused = _link_shard(parent / file, staged.staging.path / file, record, file, read_again=position == turn)
+        if refused is not None:
+            staged.notes.append(f"{file}: written again, not linked: {refused}")
+            continue
+        staged.to_write[group].remove(shard)
+        staged.linked[file] = record.shards[file]
+        staged.linked_tensors |= {(group, name): record.tensors[group][name] for name in shard.names}
+
+
+def _link_shard(source: Path, target: Path, record: Record, file: str, *, read_again: bool) -> str | None:
+    """Make the link. None: done, and its content is the record's; else why it was not."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        return os.strerror(error.errno or 0).lower()
+    expected, status = record.shards[file], target.lstat()
+    looks_same = (status.st_size, status.st_mtime_ns) == (expected.nbytes, expected.mtime_ns)
+    if looks_same and not read_again:
+        return None
+    try:
+        digests_of_file(target, record, file)
+    except (CorruptError, OSError) as error:
+        target.unlink()
+        return f"the parent's file is damaged ({error})"
+    return None
+
+
+def finish(staged: Staged) -> Saved:
+    """Write the remaining shards, the indexes and the record, flush all of it, and commit.
+
+    Raises:
+        ConflictError: Something that torchkeep did not write, or a newer save, is at the target.
+        CheckpointError: The operating system refused. Whatever was at the target is as before; nothing is left behind.
+    """
+    try:
+        record, written_bytes = _write_all(staged)
+        commit(staged.staging, staged.target, record)
+    except OSError as error:
+        raise refused(error, staged.target) from error
+    finally:
+        staged.staging.discard()
+    linked_bytes = sum(shard.nbytes for shard in staged.linked.values())
+    return Saved(staged.target, record, written_bytes, linked_bytes, tuple(staged.notes))
+
+
+def refused(error: OSError, target: Path) -> CheckpointError:
+    """The typed error for a save that the operating system refused."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return CheckpointError(
+        f"the checkpoint was not saved: {reason}",
+        where=target,
+        faults=[f"at {error.filename}"] if error.filename else (),
+        remedy="what was there before is unchanged; free space or mend access, then save again",
+    )
+
+
+def _write_all(staged: Staged) -> tuple[Record, int]:
+    folder, stems = staged.staging.path, stems_of(staged.draft.groups)
+    tensors: dict[str, dict[str, StoredTensor]] = {group: {} for group in staged.draft.groups}
+    shards: dict[str, Shard] = {}
+    indexes: dict[str, str] = {}
+    written_bytes = 0
+    for group, drafts in staged.draft.groups.items():
+        linked = {file: shard for file, shard in staged.linked.items() if shard.group == group}
+        count = len(linked) + len(staged.to_write[group])
+        for file, shard in linked.items():
+            final = _shard_name(stems[group], shard.digest, count)
+            placed = {n: t for (g, n), t in staged.linked_tensors.items() if g == group and t.shard == file}
+            _settle(folder / file, folder / final)
+            status = (folder / final).stat()
+            shards[final] = replace(shard, mtime_ns=status.st_mtime_ns)
+            tensors[group] |= {name: replace(tensor, shard=final) for name, tensor in placed.items()}
+        for number, planned in enumerate(staged.to_write[group]):
+            draft_shard = {name: drafts[name] for name in planned.names}
+            part = folder / f"{number}.part"
+            shard, placed = write_shard(part, group, draft_shard, planned.splits, staged.threads)
+            final = _shard_name(stems[group], shard.digest, count)
+            part.rename(folder / final)
+            shards[final] = shard
+            tensors[group] |= {name: replace(tensor, shard=final) for name, tensor in placed.items()}
+            written_bytes += shard.nbytes
+        tensors[group] = {name: tensors[group][name] for name in drafts}
+        if count > 1:
+            data = index_of({n: t.shard for n, t in tensors[group].items()}, sum(t.nbytes for t in tensors[group].values()))
+            write_durably(folder / f"{stems[group]}.safetensors.index.json", data)
+            indexes[f"{stems[group]}.safetensors.index.json"] = digest_of(data)
+    record = _record(staged, tensors, shards, indexes)
+    write_durably(folder / RECORD_NAME, encode_record(record))
+    return record, written_bytes
+
+
+def _shard_name(stem: str, digest: str, count: int) -> str:
+    return f"{stem}.safetensors" if count == 1 else f"{stem}-{digest[:16]}.safetensors"
+
+
+def _settle(linked: Path, final: Path) -> None:
+    """Give a linked shard its name in this checkpoint and flush it: its bytes may never have been flushed before."""
+    if linked != final:
+        linked.rename(final)
+    fsync_path(final)
+
+
+def _record(
+    staged: Staged,
+    tensors: Mapping[str, Mapping[str, StoredTensor]],
+    shards: Mapping[str, Shard],
+    indexes: Mapping[str, str],
+) -> Record:
+    draft, parent = staged.draft, staged.parent
+    sequence = 0 if parent is None else int(str(parent.provenance.get("sequence", 0))) + 1
+    return Record(
+        id=staged.staging.id,
+        saved_at_ns=draft.saved_at_ns,
+        step=draft.step,
+        metrics=draft.metrics,
+        provenance={**draft.provenance, "parent": None if parent is None else parent.id, "sequence": sequence},
+        whole=draft.whole,
+        entries=draft.entries,
+        rng=draft.rng,
+        tensors=tensors,
+        shards=shards,
+        indexes=indexes,
+    )
+
+
+def write_shard(
+    path: Path, group: str, drafts: Mapping[str, DraftTensor], splits: int, threads: int
+) -> tuple[Shard, dict[str, StoredTensor]]:
+    """Write one new shard and flush it: its facts, and where each tensor lies in it."""
+    specs = {name: draft.spec for name, draft in drafts.items()}
+    order = file_order(specs)
+    header = header_of(specs, order, PLAIN_METADATA)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        placed = write_data(descriptor, header, drafts, order, threads)
+        os.fchmod(descriptor, 0o444)
+        os.fsync(descriptor)
+        status = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    header_digest = digest_of(header)
+    digest = shard_digest(header_digest, (chunk for name in order for chunk in placed[name].chunks))
+    return Shard(group, status.st_size, status.st_mtime_ns, header_digest, digest, splits), placed
+
+
+def write_data(
+    descriptor: int, header: bytes, drafts: Mapping[str, DraftTensor], order: Iterable[str], threads: int
+) -> dict[str, StoredTensor]:
+    """Write a header and the tensors after it; every digest is taken of the very bytes that are written."""
+    _write_fully(descriptor, memoryview(header), 0)
+    begins: dict[str, int] = {}
+    position = 0
+    for name in order:
+        begins[name] = position
+        position += drafts[name].spec.nbytes
+
+    def write_one(name: str) -> StoredTensor:
+        spec, begin = drafts[name].spec, begins[name]
+        chunks = _write_tensor(descriptor, drafts[name].read(), len(header) + begin)
+        return StoredTensor(spec.dtype, spec.shape, "", begin, begin + spec.nbytes, chunks)
+
+    return dict(zip(begins, in_parallel(write_one, begins, threads), strict=True))
+
+
+def _write_tensor(descriptor: int, data: memoryview, position: int) -> tuple[str, ...]:
+    # The bounce buffer makes digest and file agree even if somebody changes the tensor meanwhile.
+    bounce = memoryview(bytearray(min(PIECE_BYTES, len(data))))
+    digests = []
+    for begin, end in chunk_ranges(len(data)):
+        state = xxhash.xxh3_128()
+        for at in range(begin, end, PIECE_BYTES):
+            piece = bounce[: min(PIECE_BYTES, end - at)]
+            piece[:] = data[at : at + len(piece)]
+            state.update(piece)
+            _write_fully(descriptor, piece, position + at)
+        digests.append(state.hexdigest())
+    return tuple(digests)
+
+
+def _write_fully(descriptor: int, data: memoryview, position: int) -> None:
+    while data:
+        count = os.pwrite(descriptor, data, position)
+        data, position = data[count:], position + count

@@ -1,0 +1,179 @@
+"""Hugging Face folders: an index that says which shard holds which tensor, and the shards beside it."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torchkeep.errors import CheckpointError, CorruptError, FormatError, LimitError
+from torchkeep.formats.regular_file import READ_AGAIN, RegularFile
+from torchkeep.tensors import Source, TensorSpec
+
+_MAX_INDEX_BYTES = 64 << 20
+_MAX_SHARDS = 10_000
+_MAX_FAULTS = 20
+_SINGLE = ("model.safetensors", "pytorch_model.bin")
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+OpenFile = Callable[[RegularFile], Source]
+
+
+def open_folder(folder: Path, open_file: OpenFile) -> Source:
+    """Open the checkpoint in a folder: its index, else its one file.
+
+    Raises:
+        FormatError: There is neither, or more than one and none of the usual name.
+    """
+    names = {entry.name for entry in folder.iterdir()}
+    indexes = sorted(name for name in names if name.endswith(".safetensors.index.json"))
+    files = sorted(name for name in names if name.endswith(".safetensors"))
+    for name in (*(known for known in _INDEXES if known in names), *(indexes if len(indexes) == 1 else ())):
+        return HuggingFaceIndex(RegularFile(folder / name), open_file)
+    for name in (*(known for known in _SINGLE if known in names), *(files if len(files) == 1 else ())):
+        return open_file(RegularFile(folder / name))
+    raise FormatError(
+        "the folder holds no checkpoint that is known, or several",
+        where=folder,
+        faults=[
+            f"looked for {name}"
+            for name in ("checkpoint.json", "*.safetensors.index.json", "one *.safetensors", *_SINGLE)
+        ],
+        remedy=f"name one of its files: {', '.join((indexes + files)[:5])}" if files else "name a checkpoint file",
+    )
+
+
+class HuggingFaceIndex:
+    """A `Source` of the shards that an index names.
+
+    Raises:
+        CorruptError: The index is damaged, names a file outside of its folder or one that is not there, or shards hold
+            other tensors than it says; all faults at once.
+        LimitError: The index is over 64 MiB or names more than 10,000 shards.
+    """
+
+    format = "huggingface"
+
+    def __init__(self, index: RegularFile, open_file: OpenFile) -> None:
+        self.path: Path = index.path
+        self._shards: dict[str, Source] = {}
+        try:
+            weight_map, self.metadata = _read_index(index)
+        finally:
+            index.close()
+        try:
+            self.tree: dict[str, TensorSpec] = self._open_shards(weight_map, open_file)
+        except BaseException:
+            self.close()
+            raise
+
+    def read_into(self, spec: TensorSpec, buffer: memoryview) -> None:
+        """Read a tensor's bytes from its shard, C order, native endian.
+
+        Raises:
+            CorruptError: Bytes are absent, short, or differ from the checksum that the shard's format has.
+        """
+        if not isinstance(spec.key, tuple) or spec.key[0] not in self._shards:
+            raise ValueError(f"{spec} is not of this source")
+        shard, key = spec.key
+        self._shards[shard].read_into(replace(spec, key=key), buffer)
+
+    def close(self) -> None:
+        """Let go of all shards; harmless when called twice."""
+        for shard in self._shards.values():
+            shard.close()
+
+    def _open_shards(self, weight_map: Mapping[str, str], open_file: OpenFile) -> dict[str, TensorSpec]:
+        folder = self.path.parent
+        faults: list[str] = []
+        held: dict[str, Mapping[object, object]] = {}
+        for name in dict.fromkeys(weight_map.values()):
+            fault = _why_not_a_shard(folder, name)
+            if fault is None:
+                try:
+                    self._shards[name] = open_file(RegularFile(folder / name))
+                except CheckpointError as error:
+                    fault = "; ".join((error.what, *error.faults))
+            if fault is not None:
+                faults.append(f"{name[:80]!r}: {fault}")
+                continue
+            tree = self._shards[name].tree
+            held[name] = tree if isinstance(tree, Mapping) else {}
+        specs = {}
+        for tensor, name in weight_map.items():
+            spec = held[name].get(tensor) if name in held else None
+            if isinstance(spec, TensorSpec):
+                specs[tensor] = replace(spec, key=(name, spec.key))
+            elif name in held:
+                faults.append(f"{tensor[:80]!r} is not in {name!r}")
+        faults.extend(_not_in_index(weight_map, held))
+        if faults:
+            more = [f"and {len(faults) - _MAX_FAULTS:,} more"] if len(faults) > _MAX_FAULTS else []
+            raise CorruptError(
+                "the index and its shards disagree",
+                where=self.path,
+                faults=[*faults[:_MAX_FAULTS], *more],
+                remedy="download the folder again, whole",
+            )
+        return specs
+
+
+def _not_in_index(weight_map: Mapping[str, str], held: Mapping[str, Mapping[object, object]]) -> Iterator[str]:
+    for name, tensors in held.items():
+        for tensor in tensors:
+            if not isinstance(tensor, str) or weight_map.get(tensor) != name:
+                yield f"{str(tensor)[:80]!r} in {name!r} is not in the index"
+
+
+def _why_not_a_shard(folder: Path, name: str) -> str | None:
+    if not name or name in {".", ".."} or any(part in name for part in "/\\:\0"):
+        return "not the name of a file beside the index"
+    path = folder / name
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return "not there"
+    if not stat.S_ISREG(mode):
+        return "not a regular file"
+    if path.is_symlink() and not _stays_near(folder, path):
+        return "a link that leads out of the folder"
+    return None
+
+
+def _stays_near(folder: Path, path: Path) -> bool:
+    """Whether a link ends in its folder, or in the ``blobs`` of the hub's cache: models--x/snapshots/revision."""
+    target, here = path.resolve(), folder.resolve()
+    if here.parent.name == "snapshots" and target.parent == here.parent.parent / "blobs":
+        return True
+    return target.is_relative_to(here)
+
+
+def _read_index(index: RegularFile) -> tuple[dict[str, str], Mapping[str, object]]:
+    if index.size > _MAX_INDEX_BYTES:
+        raise LimitError(f"the index has {index.size:,} bytes", where=index.path, remedy="name one shard instead")
+    try:
+        parsed = json.loads(index.read(0, index.size).decode("utf-8"), object_pairs_hook=_unique)
+    except RecursionError:
+        raise _damaged(index, "it is nested too deeply") from None
+    except ValueError as fault:
+        raise _damaged(index, str(fault)[:200]) from None
+    weight_map = parsed.get("weight_map") if isinstance(parsed, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise _damaged(index, "it has no weight_map of tensors to file names")
+    if len(set(weight_map.values())) > _MAX_SHARDS:
+        raise LimitError(f"the index names more than {_MAX_SHARDS:,} shards", where=index.path, remedy="name one shard")
+    metadata = parsed.get("metadata")
+    return weight_map, metadata if isinstance(metadata, dict) else {}
+
+
+def _damaged(index: RegularFile, fault: str) -> CorruptError:
+    return CorruptError("the index is damaged", where=index.path, faults=[fault], remedy=READ_AGAIN)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a name is there twice")
+    return made

@@ -1,0 +1,173 @@
+"""From an opened checkpoint to live torch objects: tensors read, tied ones tied again, torch's own types made."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchkeep.errors import CorruptError
+from torchkeep.live.memory import empty_for, is_fillable, memory_of, spec_of
+from torchkeep.tensors import Described, Source, TensorSpec
+
+_MEMORY_FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}
+_LAYOUTS = {
+    name: getattr(torch, name) for name in ("sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc")
+}
+
+
+class Builder:
+    """Builds live values from one source, on one device.
+
+    Args:
+        source: The opened checkpoint.
+        device: Where tensors go; the file's own tag is never followed.
+    """
+
+    def __init__(self, source: Source, device: torch.device | str = "cpu") -> None:
+        self.source = source
+        self.device = torch.device(device)
+        self._built: dict[tuple[Hashable, bool, bool, str], torch.Tensor] = {}
+
+    def tensor(self, spec: TensorSpec) -> torch.Tensor:
+        """The tensor of a spec as it was saved; equal keys give the same tensor."""
+        identity = (spec.key, spec.parameter, spec.requires_grad, spec.memory_format)
+        built = self._built.get(identity)
+        if built is None:
+            built = self._finish(self.read(spec), spec)
+            self._built[identity] = built
+        return built
+
+    def read(self, spec: TensorSpec) -> torch.Tensor:
+        """A new contiguous CPU tensor with a spec's values."""
+        tensor = empty_for(spec)
+        self.source.read_into(spec, memory_of(tensor))
+        return tensor
+
+    def fill(self, spec: TensorSpec, target: torch.Tensor | None) -> torch.Tensor:
+        """Read a tensor into `target`'s own memory where dtype and shape agree; without a target, make one."""
+        if target is None:
+            return self._finish(self.read(spec), spec)
+        own = spec_of(target)
+        if is_fillable(target) and (own.dtype, own.shape) == (spec.dtype, spec.shape):
+            self.source.read_into(spec, memory_of(target))
+            # Autograd must see that the memory changed, as after copy_.
+            torch.autograd.graph.increment_version(target)
+        else:
+            with torch.no_grad():
+                target.copy_(self.read(spec))
+        return target
+
+    def value(self, node: object) -> Any:  # noqa: ANN401 - whatever was saved
+        """A tree with everything in it built; what is of an unknown class stays `Described`."""
+        if isinstance(node, TensorSpec):
+            return self.tensor(node)
+        if isinstance(node, Described):
+            return self._described(node)
+        return _map_children(node, self.value)
+
+    def _finish(self, tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+        tensor = tensor.to(self.device)
+        if spec.memory_format in _MEMORY_FORMATS:
+            tensor = tensor.contiguous(memory_format=_MEMORY_FORMATS[spec.memory_format])
+        if spec.parameter:
+            return nn.Parameter(tensor, requires_grad=spec.requires_grad)
+        return tensor.requires_grad_() if spec.requires_grad else tensor
+
+    def _described(self, node: Described) -> object:
+        make = _MAKERS.get(node.class_path)
+        if make is None:
+            return node
+        try:
+            return make(self, node)
+        except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+            raise CorruptError(f"a {node.class_path} in it cannot be made: {error}", where=self.source.path) from error
+
+    def _state(self, node: Described) -> dict[str, Any]:
+        if not isinstance(node.state, Mapping):
+            raise TypeError("no description of it")
+        return {key: self.value(value) for key, value in node.state.items()}
+
+
+def _map_children(node: object, change: Callable[[object], object]) -> object:
+    """The same container with its children changed; what is no container, or of a class of its own, is itself."""
+    if type(node) is dict:
+        return {key: change(value) for key, value in node.items()}
+    if type(node) is OrderedDict:
+        made = OrderedDict((key, change(value)) for key, value in node.items())
+        made.__dict__.update(node.__dict__)  # torch's _metadata
+        return made
+    if type(node) is defaultdict:
+        return defaultdict(node.default_factory, {key: change(value) for key, value in node.items()})
+    if type(node) is list:
+        return [change(value) for value in node]
+    if type(node) is tuple:
+        return tuple(change(value) for value in node)
+    if type(node) is deque:
+        return deque((change(value) for value in node), node.maxlen)
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        return tuple.__new__(type(node), [change(value) for value in node])
+    return node
+
+
+def _make_dtype(_: Builder, node: Described) -> object:
+    dtype = getattr(torch, str(node.args[0]))
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{node.args[0]!r} is not a dtype")
+    return dtype
+
+
+def _make_device(_: Builder, node: Described) -> object:
+    return torch.device(*[arg for arg in node.args if isinstance(arg, (str, int))])
+
+
+def _make_size(_: Builder, node: Described) -> object:
+    sizes = node.args[0]
+    if not isinstance(sizes, (list, tuple)) or not all(type(size) is int for size in sizes):
+        raise TypeError("its sizes are not integers")
+    return torch.Size(sizes)
+
+
+def _make_array(builder: Builder, node: Described) -> object:
+    spec = node.args[0]
+    if not isinstance(spec, TensorSpec):
+        raise TypeError("its values are not a tensor")
+    return builder.read(spec).numpy()
+
+
+def _make_sparse(builder: Builder, node: Described) -> object:
+    state = builder._state(node)  # noqa: SLF001 - the maker belongs to the builder
+    layout, shape = _LAYOUTS[state["layout"]], tuple(state["shape"])
+    # Indices outside the shape would be read out of bounds later: torch checks them only when asked to.
+    if layout is torch.sparse_coo:
+        made = torch.sparse_coo_tensor(state["indices"], state["values"], shape, check_invariants=True)
+        return made.coalesce() if state.get("coalesced") else made
+    return torch.sparse_compressed_tensor(
+        state["compressed"], state["plain"], state["values"], shape, layout=layout, check_invariants=True
+    )
+
+
+def _make_quantized(builder: Builder, node: Described) -> object:
+    state = builder._state(node)  # noqa: SLF001 - as above
+    values = state["values"]
+    if state["dtype"] not in {"qint8", "quint8", "qint32"}:
+        raise ValueError(f"{state['dtype']!r} is not a quantised dtype")
+    if state["scheme"] == "per_tensor_affine":
+        return torch._make_per_tensor_quantized_tensor(values, float(state["scale"]), int(state["zero_point"]))  # noqa: SLF001 - torch has no public way from integers
+    axis = int(state["axis"])
+    if not 0 <= axis < values.dim():
+        raise ValueError(f"axis {axis} of {values.dim()} dimensions")
+    return torch._make_per_channel_quantized_tensor(values, state["scales"], state["zero_points"], axis)  # noqa: SLF001 - as above
+
+
+_MAKERS: dict[str, Callable[[Builder, Described], object]] = {
+    "torch.dtype": _make_dtype,
+    "torch.device": _make_device,
+    "torch.Size": _make_size,
+    "torch.sparse": _make_sparse,
+    "torch.quantized": _make_quantized,
+    "numpy.ndarray": _make_array,
+}

@@ -1,0 +1,162 @@
+"""Which parameters train: freezing by glob, and parameter groups of what is left."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from torchkeep.live.modules import unwrap
+from torchkeep.planning.rules import matches
+
+
+class _StandStill:
+    """A forward pre-hook that keeps a batch norm in evaluation mode, whatever ``model.train()`` says."""
+
+    def __call__(self, module: nn.Module, _inputs: object) -> None:
+        module.training = False
+
+
+def freeze(model: nn.Module, *names: str, batch_norm: bool = False) -> tuple[str, ...]:
+    """Stop parameters from training.
+
+    Args:
+        model: Any module; wrappers such as DataParallel are seen through.
+        *names: Names or globs: ``*`` crosses dots, a bare ``layer4`` means everything under it. Names of buffers are
+            accepted, so what a plan loaded can be given as it is.
+        batch_norm: Whether batch norms under those names also use and keep their running statistics, until unfrozen.
+
+    Returns:
+        The names of the parameters that are frozen now and were named.
+
+    Raises:
+        ValueError: A name that fits nothing in the model; nothing was changed.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> freeze(model, "0")
+        ('0.weight', '0.bias')
+    """
+    inner = unwrap(model)
+    frozen = _parameters_named(inner, names)
+    for parameter in frozen.values():
+        parameter.requires_grad_(False)
+    if batch_norm:
+        for norm in _batch_norms_named(inner, names):
+            norm.eval()
+            if not any(isinstance(hook, _StandStill) for hook in norm._forward_pre_hooks.values()):  # noqa: SLF001 - hooks have no public list
+                norm.register_forward_pre_hook(_StandStill())
+    return tuple(frozen)
+
+
+def unfreeze(model: nn.Module, *names: str) -> tuple[str, ...]:
+    """Let parameters train again, and batch norms under those names move their statistics again.
+
+    Args:
+        model: Any module; wrappers such as DataParallel are seen through.
+        *names: As for `freeze`.
+
+    Returns:
+        The names of the parameters that train now and were named.
+
+    Raises:
+        ValueError: A name that fits nothing in the model; nothing was changed.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> _ = freeze(model, "*")
+        >>> unfreeze(model, "bias")
+        ('bias',)
+    """
+    inner = unwrap(model)
+    named = _parameters_named(inner, names)
+    for parameter in named.values():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    for norm in _batch_norms_named(inner, names):
+        hooks = norm._forward_pre_hooks  # noqa: SLF001 - hooks have no public list
+        for key in [key for key, hook in hooks.items() if isinstance(hook, _StandStill)]:
+            del hooks[key]
+            norm.train(inner.training)
+    return tuple(named)
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that train, each once, in the model's order: what to give to an optimizer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> _ = freeze(model, "0")
+        >>> [tuple(parameter.shape) for parameter in trainable(model)]
+        [(1, 2), (1,)]
+    """
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def param_groups(model: nn.Module, options: Mapping[str, Mapping[str, object]]) -> list[dict[str, object]]:
+    """Parameter groups of what trains, by glob; where several globs fit a parameter, the last one wins.
+
+    Args:
+        model: Any module; wrappers such as DataParallel are seen through.
+        options: Glob to the options of its group, for example ``{"*": {"lr": 1e-4}, "fc": {"lr": 1e-2}}``.
+
+    Returns:
+        One group per glob that has parameters, in the order given, as torch optimizers take them.
+
+    Raises:
+        ValueError: A glob that fits no parameter, or parameters that train and fit no glob; all of them are named.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> groups = param_groups(model, {"*": {"lr": 0.1}, "1": {"lr": 0.2}})
+        >>> [(group["lr"], len(group["params"])) for group in groups]
+        [(0.1, 2), (0.2, 2)]
+    """
+    inner = unwrap(model)
+    named = dict(inner.named_parameters())
+    _refuse_unknown(options, named)
+    groups: dict[str, list[nn.Parameter]] = {glob: [] for glob in options}
+    left_over = []
+    for name, parameter in named.items():
+        if not parameter.requires_grad:
+            continue
+        fitting = [glob for glob in options if matches(glob, name)]
+        if fitting:
+            groups[fitting[-1]].append(parameter)
+        else:
+            left_over.append(name)
+    if left_over:
+        raise ValueError(f'no glob fits {", ".join(left_over)}: add "*" for all others, or freeze them')
+    return [{"params": parameters, **options[glob]} for glob, parameters in groups.items() if parameters]
+
+
+def _parameters_named(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    known = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+    whole = {name for name in names if name in known}
+    globs = [name for name in names if name not in known]
+    _refuse_unknown(globs, known)
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if name in whole or any(matches(glob, name) for glob in globs)
+    }
+
+
+def _refuse_unknown(globs: Iterable[str], known: Mapping[str, torch.Tensor]) -> None:
+    unknown = [glob for glob in globs if not any(matches(glob, name) for name in known)]
+    if unknown:
+        close = {glob: difflib.get_close_matches(glob, known, n=1) for glob in unknown}
+        shown = [repr(glob) + (f" (close: {near[0]!r})" if near else "") for glob, near in close.items()]
+        raise ValueError(f"nothing in the model is called {', '.join(shown)}")
+
+
+def _batch_norms_named(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """The batch norms of which the module, a parameter or a statistic is named."""
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)  # noqa: SLF001 - the base of all batch norms
+        and any(matches(glob, own) for glob in names for own in (name, f"{name}.weight", f"{name}.running_mean"))
+    ]

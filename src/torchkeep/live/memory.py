@@ -1,0 +1,64 @@
+"""The bytes of tensors: read from where they lie, and places to load into."""
+
+from __future__ import annotations
+
+import torch
+
+from torchkeep.tensors import TensorSpec
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch's name of a dtype without ``torch.``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def spec_of(tensor: torch.Tensor) -> TensorSpec:
+    """What a live tensor would be in a checkpoint; it has no key."""
+    return TensorSpec(
+        dtype_name(tensor.dtype),
+        tuple(tensor.shape),
+        device=str(tensor.device),
+        parameter=isinstance(tensor, torch.nn.Parameter),
+        requires_grad=tensor.requires_grad,
+        memory_format=memory_format_of(tensor),
+    )
+
+
+def memory_format_of(tensor: torch.Tensor) -> str:
+    """``"channels_last"`` or ``"channels_last_3d"`` for a tensor dense only in that order, else ``"contiguous"``."""
+    if tensor.layout is torch.strided and not tensor.is_contiguous():
+        for name, rank in (("channels_last", 4), ("channels_last_3d", 5)):
+            if tensor.dim() == rank and tensor.is_contiguous(memory_format=getattr(torch, name)):
+                return name
+    return "contiguous"
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """A tensor's bytes in C order: its own memory where that is contiguous and on the CPU, else a copy."""
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    return memory_of(plain)
+
+
+def memory_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor as writable bytes."""
+    if tensor.numel() == 0:
+        return memoryview(bytearray())
+    array = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)  # type: ignore[arg-type]  # numpy's arrays are buffers before Python 3.12 can say so
+
+
+def is_fillable(tensor: torch.Tensor) -> bool:
+    """Whether bytes can be read straight into a tensor: plain memory of the CPU, in C order, every element its own."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+        and not tensor.is_quantized
+    )
+
+
+def empty_for(spec: TensorSpec) -> torch.Tensor:
+    """A new contiguous CPU tensor of a spec's dtype and shape, its values undefined."""
+    return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype))

@@ -1,0 +1,352 @@
+"""`CheckpointManager`: periodic checkpoints of a training run, and the one line that resumes it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import warnings
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from torchkeep.errors import CheckpointError, ConflictError, CorruptError, NotFoundError
+from torchkeep.folder.commit import DAMAGED, fsync_path, make_parents, recover, remove
+from torchkeep.folder.lock import RunLock
+from torchkeep.folder.parallel import default_threads, in_parallel
+from torchkeep.folder.record import Record
+from torchkeep.folder.runs import Committed, Run, metrics_of, read_run, step_name
+from torchkeep.folder.write import Saved, Staged, finish, stage
+from torchkeep.planning.rules import Rule
+from torchkeep.policies import Candidate, KeepAll, RetentionPolicy, SaveWhen, decide
+from torchkeep.verbs.saving import draft_of
+
+if TYPE_CHECKING:
+    from torchkeep.verbs.loading import Loaded
+
+_TAKES = "a module, an optimizer, anything with state_dict and load_state_dict, a tensor, or a dict"
+
+
+class SaveHandle:
+    """A save under way in the background.
+
+    Attributes:
+        step: The step it is of.
+    """
+
+    def __init__(self, step: int, work: Callable[[], Saved]) -> None:
+        self.step = step
+        self._saved: Saved | None = None
+        self._error: BaseException | None = None
+        self._work = work
+        # Not a daemon: an interpreter that exits waits for the commit.
+        self._thread = threading.Thread(target=self._run, name=f"torchkeep-save-{step}")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._saved = self._work()
+        except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits
+            self._error = error
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return not self._thread.is_alive()
+
+    def wait(self) -> Path:
+        """Wait until it is committed and durable; its path.
+
+        Raises:
+            CheckpointError: It failed. What was saved before is as it was.
+        """
+        return self.result().path
+
+    def result(self) -> Saved:
+        """Wait like `wait`; what was written and linked."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        if self._saved is None:
+            raise CheckpointError(f"the save of step {self.step} did not end")
+        return self._saved
+
+
+class CheckpointManager:
+    """Saves what a training run holds when it is due, keeps what should be kept, and resumes exactly.
+
+    Args:
+        folder: The run folder; one writer at a time. It is locked by `resume` or the first save, not here.
+        state: Name to module, optimizer, scheduler (anything with ``state_dict`` and ``load_state_dict``), tensor, or
+            dict. A dict is live: saved as it is at each save, refilled in place by `resume`. Python's, numpy's and
+            torch's random generators are captured beside it.
+        save_when: When `after_step` saves, for example ``EverySteps(500)``. None: only `save` does.
+        retain: What is kept after each save, for example ``KeepLast(3) | KeepBest(2, "val_acc", mode="max")``.
+        io_threads: Threads that hash and write; by default one per processor, at most 8.
+
+    Raises:
+        TypeError: A value in `state` that could not be refilled, such as a number; all of them are named.
+
+    Example:
+        >>> import tempfile, torch, torchkeep as tk
+        >>> run, progress = tempfile.mkdtemp() + "/exp1", {"seen": 0}
+        >>> with tk.CheckpointManager(run, {"progress": progress}, save_when=tk.EverySteps(2)) as manager:
+        ...     for step in range(manager.resume(), 4):
+        ...         progress["seen"] += 8
+        ...         handle = manager.after_step(step)
+        >>> again = {"seen": 0}
+        >>> with tk.CheckpointManager(run, {"progress": again}) as manager:
+        ...     manager.resume(), again["seen"]
+        (4, 32)
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        state: Mapping[str, object],
+        *,
+        save_when: SaveWhen | None = None,
+        retain: RetentionPolicy | None = None,
+        io_threads: int | None = None,
+    ) -> None:
+        _refuse_immutable(state)
+        self.folder = Path(os.path.realpath(folder))
+        self.state = dict(state)
+        self.save_when = save_when
+        self.retain = retain or KeepAll()
+        self.notes: list[str] = []
+        self._threads = io_threads or default_threads()
+        self._last_step: int | None = None
+        self._last_saved_step: int | None = None
+        self._parent: tuple[Path, Record] | None = None
+        self._in_flight: SaveHandle | None = None
+        self._lock: RunLock | None = None
+
+    @property
+    def last_step(self) -> int | None:
+        """The index of the step last finished: resumed from, or given to `after_step` or `save`; None at first."""
+        return self._last_step
+
+    def resume(self, step: int | None = None, *, only: Sequence[str] | None = None, rules: Sequence[Rule] = ()) -> int:
+        """Restore the newest good checkpoint, if there is one, and return the index of the next step to run.
+
+        Digests are checked while bytes are placed. A checkpoint with absent, short or differing bytes is passed over,
+        named in a warning, and set aside as ``.damaged-*``, and the one before it is used. The random generators are
+        restored last.
+
+        Args:
+            step: The step to restore instead of the newest.
+            only: Names in `state` to restore, leaving the others and the random generators as they are.
+            rules: As for `load`.
+
+        Returns:
+            0 when the run is new, else the step after the restored one.
+
+        Raises:
+            ConflictError: Another process writes in this run folder.
+            NotFoundError: `step` is not there.
+            PlanError: The checkpoint does not fit; nothing was touched.
+            CorruptError: No checkpoint of the run is good; objects may be partly overwritten.
+        """
+        self._own_folder()
+        run = read_run(self.folder)
+        for path, error in run.passed_over:
+            if isinstance(error, (CorruptError, NotFoundError)):
+                self._set_aside(path, error)
+            else:
+                raise error
+        candidates = [each for each in reversed(run.checkpoints) if step in {None, each.step}]
+        if step is not None and not candidates:
+            there = ", ".join(str(each.step) for each in run.checkpoints) or "none"
+            what = f"no good checkpoint of step {step}"
+            raise NotFoundError(what, where=self.folder, remedy=f"steps that are here: {there}")
+        if not candidates and not run.passed_over:
+            return 0
+        return self._restore_first_good(run, candidates, only, rules)
+
+    def _restore_first_good(
+        self, run: Run, candidates: Sequence[Committed], only: Sequence[str] | None, rules: Sequence[Rule]
+    ) -> int:
+        faults = [f"{path.name}: {error.what}" for path, error in run.passed_over]
+        for committed in candidates:
+            try:
+                loaded = self._restore(committed, only, rules)
+            except (CorruptError, NotFoundError) as error:
+                faults.append(f"{committed.path.name}: {error.what}")
+                self._set_aside(committed.path, error)
+                continue
+            self.notes += loaded.notes
+            self._last_step = self._last_saved_step = committed.step
+            self._parent = (committed.path, committed.record)
+            return committed.step + 1
+        raise CorruptError(
+            "no checkpoint of this run is good; the objects given to the manager may be partly overwritten",
+            where=self.folder,
+            faults=faults,
+            remedy="build the objects anew; the damaged folders were kept as .damaged-*",
+        )
+
+    def _restore(self, committed: Committed, only: Sequence[str] | None, rules: Sequence[Rule]) -> Loaded:
+        from torchkeep.folder.read import open_folder
+        from torchkeep.folder.values import decode
+        from torchkeep.live.build import Builder
+        from torchkeep.live.rng import restore_rng
+        from torchkeep.verbs.loading import resume_into
+
+        into = self.state if only is None else {name: self.state[name] for name in only}
+        source = open_folder(committed.path)
+        try:
+            loaded = resume_into(source, into, rules, Builder(source), self._threads)
+        finally:
+            source.close()
+        if only is None and committed.record.rng is not None:
+            rng = decode(committed.record.rng, _no_leaves)
+            if isinstance(rng, dict):
+                restore_rng(rng)
+        return loaded
+
+    def _set_aside(self, path: Path, error: CheckpointError) -> None:
+        aside = path.with_name(f"{DAMAGED}{path.name.removeprefix('step-')}-{secrets.token_hex(4)}")
+        path.rename(aside)
+        fsync_path(self.folder)
+        warnings.warn(f"passed over {path.name}, kept as {aside.name}: {error}", stacklevel=4)
+
+    def after_step(self, step: int, metrics: Mapping[str, float] | None = None) -> SaveHandle | None:
+        """Say that a step is finished; saves in the background when `save_when` says so.
+
+        Args:
+            step: Its index, from 0.
+            metrics: Numbers to remember with a checkpoint of it.
+
+        Returns:
+            The handle of a save that it began, else None.
+
+        Raises:
+            CheckpointError: The save before it failed, or this one cannot begin.
+        """
+        self._last_step = step
+        if self.save_when is not None and self.save_when.is_due(step, self._last_saved_step):
+            return self.save(step, metrics)
+        return None
+
+    def save(self, step: int, metrics: Mapping[str, float] | None = None) -> SaveHandle:
+        """Save now. The call returns when nothing that is saved depends on the live objects any more.
+
+        Args:
+            step: The index of the step last finished.
+            metrics: Numbers to remember with it.
+
+        Returns:
+            A handle; its ``wait()`` gives the path or raises.
+
+        Raises:
+            FormatError: A value in the state has no encoding; all of them are listed.
+            CheckpointError: The save before it failed; nothing was begun.
+            ConflictError: Another process writes in this run folder.
+        """
+        from torchkeep.live.rng import capture_rng
+
+        self.wait()
+        self._own_folder()
+        for name in self.retain.metrics:
+            if name not in (metrics or {}):
+                warnings.warn(f"step {step} is saved without the metric {name!r} that retention asks for", stacklevel=2)
+        draft = draft_of(self.state, step=step, metrics=metrics, rng=capture_rng())
+        target = self.folder / step_name(step)
+        parent, record = self._parent or (None, None)
+        staged = stage(target, draft, parent, record, self._threads)
+        try:
+            self._copy(staged)
+        except BaseException:
+            staged.staging.discard()
+            raise
+        self._last_step = self._last_saved_step = step
+        self._in_flight = SaveHandle(step, lambda: self._finish(staged))
+        return self._in_flight
+
+    def _copy(self, staged: Staged) -> None:
+        """Let the rest of a save read copies, so that training may go on changing what it saves."""
+        names = staged.names_to_write()
+        copies = in_parallel(lambda name: bytearray(staged.draft.groups[name[0]][name[1]].read()), names, self._threads)
+        held = {name: memoryview(copy) for name, copy in zip(names, copies, strict=True)}
+        staged.read_from({name: partial(held.__getitem__, name) for name in names})
+
+    def _finish(self, staged: Staged) -> Saved:
+        saved = finish(staged)
+        self._parent = (saved.path, saved.record)
+        self.notes += saved.notes
+        checkpoints = read_run(self.folder).checkpoints
+        for decision in decide(self.retain, [Candidate(each.step, metrics_of(each.record)) for each in checkpoints]):
+            if not decision.keep:
+                self._remove(self.folder / step_name(decision.step))
+        return saved
+
+    def _remove(self, path: Path) -> None:
+        """The new checkpoint is committed by now, so an old one that cannot be removed is a note, not a failed save."""
+        try:
+            remove(path)
+        except (OSError, ConflictError) as error:
+            self.notes.append(f"{path.name} was not removed: {error}")
+
+    def wait(self) -> None:
+        """Wait for the save in flight.
+
+        Raises:
+            CheckpointError: It failed; it is reported once.
+        """
+        handle, self._in_flight = self._in_flight, None
+        if handle is not None:
+            handle.result()
+
+    def close(self) -> None:
+        """Wait for the save in flight and let another process write in the run folder."""
+        try:
+            self.wait()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _own_folder(self) -> None:
+        if self._lock is not None and self._lock.is_held:
+            return
+        try:
+            make_parents(self.folder)
+            self._lock = RunLock(self.folder)
+            recover(self.folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write in this run folder: {os.strerror(error.errno or 0)}",
+                where=self.folder,
+                remedy="mend access, free space, or use another run folder",
+            ) from error
+
+
+def _no_leaves(tag: str, _payload: object, _node: Mapping[str, object]) -> object:
+    raise CorruptError(f"the record is damaged: {tag} among the random states")
+
+
+def _refuse_immutable(state: Mapping[str, object]) -> None:
+    """Every value must be able to take its state back."""
+    immutable = {
+        name: type(value).__name__
+        for name, value in state.items()
+        if not isinstance(value, MutableMapping) and not hasattr(value, "load_state_dict") and not _is_tensor(value)
+    }
+    if immutable:
+        shown = ", ".join(f"{name!r} ({kind})" for name, kind in immutable.items())
+        raise TypeError(
+            f"a resume could not put these back: {shown}. {_TAKES} is wanted; put plain values in a dict: "
+            '{"progress": {"epoch": 0}}'
+        )
+
+
+def _is_tensor(value: object) -> bool:
+    return hasattr(value, "copy_") and hasattr(value, "data_ptr")

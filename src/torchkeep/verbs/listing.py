@@ -1,0 +1,154 @@
+"""`checkpoints`: what a run folder holds, the newest, and the best by a metric."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, overload
+
+from torchkeep.errors import NotFoundError
+from torchkeep.folder.runs import Committed, metrics_of, read_run
+
+
+@dataclass(frozen=True, slots=True)
+class RunCheckpoint(os.PathLike[str]):
+    """One committed checkpoint of a run; usable wherever a path is.
+
+    Attributes:
+        path: Its folder.
+        step: The step last finished.
+        metrics: Numbers remembered with it.
+        saved_at: When the save began.
+        total_bytes: Bytes of its shards.
+        own_bytes: Bytes of the shards that no other checkpoint shares.
+    """
+
+    path: Path
+    step: int
+    metrics: Mapping[str, float]
+    saved_at: datetime
+    total_bytes: int
+    own_bytes: int
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+class RunCheckpoints(Sequence[RunCheckpoint]):
+    """The committed checkpoints of a run in order of their step.
+
+    Attributes:
+        folder: The run folder.
+        disk_bytes: Bytes of all shards on disk; one that several checkpoints share counts once.
+        passed_over: Folders that look like checkpoints and are not, each with the reason.
+    """
+
+    def __init__(
+        self, folder: Path, members: Sequence[RunCheckpoint], disk_bytes: int, passed_over: Mapping[str, str]
+    ) -> None:
+        self.folder = folder
+        self.disk_bytes = disk_bytes
+        self.passed_over = dict(passed_over)
+        self._members = tuple(members)
+
+    @overload
+    def __getitem__(self, index: int) -> RunCheckpoint: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[RunCheckpoint]: ...
+
+    def __getitem__(self, index: int | slice) -> RunCheckpoint | Sequence[RunCheckpoint]:
+        return self._members[index]
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[RunCheckpoint]:
+        return iter(self._members)
+
+    def latest(self) -> RunCheckpoint:
+        """The one of the highest step. Its tensors are checked when it is loaded, not here.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        if not self._members:
+            raise NotFoundError("no committed checkpoint in this run", where=self.folder)
+        return self._members[-1]
+
+    def best(self, metric: str, *, mode: Literal["min", "max"], n: int = 1) -> tuple[RunCheckpoint, ...]:
+        """The best by a metric, best first; of equal ones the newer first. NaN is never among them.
+
+        Args:
+            metric: Its name.
+            mode: Whether more (``"max"``) or less (``"min"``) is better.
+            n: How many at most.
+
+        Raises:
+            ValueError: `mode` is neither, or `n` is below 1.
+            NotFoundError: No checkpoint has the metric; the message names those that exist.
+        """
+        if mode not in {"min", "max"} or n < 1:
+            raise ValueError(f'best takes mode "min" or "max" and n of 1 or more; not {mode!r} and {n!r}')
+        having = [each for each in self._members if not math.isnan(each.metrics.get(metric, math.nan))]
+        if not having:
+            known = ", ".join(sorted({name for each in self._members for name in each.metrics})) or "none"
+            raise NotFoundError(
+                f"no checkpoint has the metric {metric!r}", where=self.folder, remedy=f"metrics: {known}"
+            )
+        sign = -1 if mode == "max" else 1
+        return tuple(sorted(having, key=lambda each: (sign * each.metrics[metric], -each.step))[:n])
+
+
+def checkpoints(run: str | os.PathLike[str]) -> RunCheckpoints:
+    """List the committed checkpoints of a run folder; their records are checked, their tensors are not read.
+
+    Raises:
+        NotFoundError: There is no such folder.
+
+    Example:
+        >>> import tempfile, torch, torchkeep as tk
+        >>> folder = tempfile.mkdtemp()
+        >>> with tk.CheckpointManager(folder, {"model": torch.nn.Linear(2, 1)}) as manager:
+        ...     for step, accuracy in enumerate([0.5, 0.9, 0.7]):
+        ...         _ = manager.save(step, metrics={"accuracy": accuracy})
+        >>> run = tk.checkpoints(folder)
+        >>> [each.step for each in run], run.latest().step, run.best("accuracy", mode="max")[0].step
+        ([0, 1, 2], 2, 1)
+    """
+    found = read_run(Path(run))
+    inodes = {each.path: _inodes(each) for each in found.checkpoints}
+    holders: dict[tuple[int, int], int] = {}
+    for of_one in inodes.values():
+        for inode in of_one:
+            holders[inode] = holders.get(inode, 0) + 1
+    members = [
+        RunCheckpoint(
+            path=each.path,
+            step=each.step,
+            metrics=metrics_of(each.record),
+            saved_at=datetime.fromtimestamp(each.record.saved_at_ns / 1e9, UTC),
+            total_bytes=sum(inodes[each.path].values()),
+            own_bytes=sum(size for inode, size in inodes[each.path].items() if holders[inode] == 1),
+        )
+        for each in found.checkpoints
+    ]
+    sizes = {inode: size for of_one in inodes.values() for inode, size in of_one.items()}
+    passed_over = {path.name: error.what for path, error in found.passed_over}
+    return RunCheckpoints(found.folder, members, sum(sizes.values()), passed_over)
+
+
+def _inodes(committed: Committed) -> dict[tuple[int, int], int]:
+    """Size in bytes of each shard by device and inode; a shard that is gone is left out."""
+    found = {}
+    for file in committed.record.shards:
+        try:
+            status = (committed.path / file).stat()
+        except FileNotFoundError:
+            continue
+        found[status.st_dev, status.st_ino] = status.st_size
+    return found

@@ -1,0 +1,258 @@
+"""`load` and `plan`: open a source, lay objects beside its entries, decide everything, check every byte, then place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchkeep.folder.parallel import default_threads
+from torchkeep.planning.loadplan import LoadPlan, make_plan
+from torchkeep.planning.paths import without
+from torchkeep.planning.rows import Status
+from torchkeep.planning.rules import Rule
+from torchkeep.tensors import Source, TensorSpec, tensors_of
+from torchkeep.verbs.sources import check_bytes, open_source
+
+if TYPE_CHECKING:
+    import torch
+
+    from torchkeep.live.build import Builder
+    from torchkeep.live.targets import Target
+
+
+class Loaded(Mapping[str, Any]):
+    """What a load gave: the plan it followed, and whatever of the checkpoint was not asked into an object.
+
+    Values are built when they are first asked for, with their bytes checked then.
+
+    Attributes:
+        plan: The plan that was applied.
+        fresh: Names in the model that were left at their initial values.
+        notes: What a person should know: flags that differ, options of the optimizer that the checkpoint decided.
+        step: The step in the record, or None.
+    """
+
+    def __init__(self, plan: LoadPlan, notes: Sequence[str], rest: Mapping[str, object], builder: Builder) -> None:
+        self.plan = plan
+        self.fresh = plan.fresh
+        self.notes = tuple(notes)
+        self.step = getattr(getattr(builder.source, "record", None), "step", None)
+        self._rest = rest
+        self._builder = builder
+        self._values: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - whatever was saved
+        if key not in self._values:
+            self._values[key] = self._builder.value(self._rest[key])
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rest)
+
+    def __len__(self) -> int:
+        return len(self._rest)
+
+    def __repr__(self) -> str:
+        return f"<Loaded {self.plan!r}; the rest: {list(self._rest)}>"
+
+
+def load(
+    path: str | os.PathLike[str],
+    into: object = None,
+    *,
+    rules: Sequence[Rule] = (),
+    strict: bool = True,
+    min_coverage: float = 0.5,
+    map_location: str | torch.device | None = None,
+    io_threads: int | None = None,
+) -> Any:  # noqa: ANN401 - what was saved, as torch.load gives it
+    """Load a checkpoint of any format: as it was saved, or into objects that exist.
+
+    Args:
+        path: As for `open`.
+        into: None to get back what was saved (a module comes back as its state dict). Else a module, an optimizer,
+            anything with ``load_state_dict``, a mapping of tensors (filled in place), or a mapping whose keys are paths
+            in the checkpoint (``"ema"``, ``"state_dict.net"``, a tuple where keys hold dots), its values any of these.
+        rules: `Rename`, `Skip`, `Only`, `Cast`, in the order they act.
+        strict: Raise at any difference. False takes what fits and reports the rest.
+        min_coverage: With ``strict=False``, the least share, by elements, of the model or of the entry that must fit.
+        map_location: Where tensors go that have no home: the CPU if None, never the device in the file.
+        io_threads: Threads that read and check; by default one per processor, at most 8.
+
+    Returns:
+        Without `into`, what was saved. With it, a `Loaded`: the plan, and the rest of the checkpoint as a mapping.
+
+    Raises:
+        PlanError: It does not fit; every difference is listed.
+        CorruptError, UnsafeError, LimitError, FormatError, NotFoundError: As for `open`, or tensors are damaged.
+        TypeError: A value in `into` that nothing can be loaded into.
+        In every case nothing was touched: all differences are found and all needed bytes checked first.
+
+    Example:
+        >>> import tempfile, torch, torchkeep as tk
+        >>> model, path = torch.nn.Linear(2, 1), tempfile.mkdtemp() + "/ckpt"
+        >>> _ = tk.save({"model": model, "epoch": 12}, path)
+        >>> rest = tk.load(path, into={"model": torch.nn.Linear(2, 1)})
+        >>> rest["epoch"], rest.plan.coverage, rest.fresh
+        (12, 1.0, ())
+    """
+    from torchkeep.live.build import Builder
+
+    source = open_source(path)
+    threads = io_threads or default_threads()
+    builder = Builder(source, "cpu" if map_location is None else map_location)
+    if into is None:
+        try:
+            return builder.value(source.tree)
+        finally:
+            source.close()
+    try:
+        return plan_load(source, into, rules, builder, threads).apply(strict=strict, min_coverage=min_coverage)
+    except BaseException:
+        source.close()
+        raise
+
+
+def plan(
+    path: str | os.PathLike[str],
+    into: object,
+    *,
+    rules: Sequence[Rule] = (),
+    map_location: str | torch.device | None = None,
+    io_threads: int | None = None,
+) -> LoadPlan:
+    """Decide what a load would do, without touching anything: print it, change its rules, then ``apply`` it.
+
+    Args:
+        path: As for `open`.
+        into: As for `load`.
+        rules: As for `load`.
+        map_location: As for `load`.
+        io_threads: As for `load`.
+
+    Returns:
+        The plan. It never raises because things do not fit; its ``apply`` does, unless ``strict=False``.
+
+    Raises:
+        NotFoundError, FormatError, CorruptError, UnsafeError, LimitError: As for `open`.
+        PlanError: No entry, or more than one, can be what an object wants.
+
+    Example:
+        >>> import tempfile, torch, torchkeep as tk
+        >>> path = tempfile.mkdtemp() + "/ckpt"
+        >>> _ = tk.save(torch.nn.Linear(2, 1), path)
+        >>> plan = tk.plan(path, into=torch.nn.Linear(2, 3))
+        >>> plan.coverage, [row.status.value for row in plan.rows]
+        (0.0, ['shape_differs', 'shape_differs'])
+    """
+    from torchkeep.live.build import Builder
+
+    builder = Builder(open_source(path), "cpu" if map_location is None else map_location)
+    return plan_load(builder.source, into, rules, builder, io_threads or default_threads())
+
+
+def plan_load(source: Source, into: object, rules: Sequence[Rule], builder: Builder, threads: int) -> LoadPlan:
+    """The plan of a load from an opened source, bound to what carries it out."""
+    from torchkeep.live.targets import make_targets
+
+    targets = make_targets(source, into)
+    pairs = {target.entry: pair for target in targets if (pair := target.pair()) is not None}
+
+    def execute(plan: LoadPlan, _strict: bool) -> Loaded:  # noqa: FBT001 - the plan's own signature
+        check_bytes(source, needed(plan, targets), threads)
+        notes = place(plan, targets, builder, threads)
+        rest = without(source.tree, [target.path for target in targets])
+        return Loaded(plan, notes, rest if isinstance(rest, Mapping) else {}, builder)
+
+    return replace(make_plan(pairs, rules, source=_shown(source.path)), executor=execute)
+
+
+def _shown(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def needed(plan: LoadPlan, targets: Sequence[Target]) -> list[TensorSpec]:
+    """Every tensor that carrying out a plan will read."""
+    specs = []
+    for target in targets:
+        if target.saved is not None:
+            specs += list(target.saved.tensors())
+        elif target.kind in {"stateful", "values"}:
+            specs += list(tensors_of(target.node).values())
+        else:
+            specs += list(tensors_of(target.extra_state()).values())
+    rows = [row for row in plan.rows if row.status is Status.MATCHED and plan.pairs[row.entry].counts]
+    return specs + [row.checkpoint for row in rows if row.checkpoint is not None]
+
+
+def place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: int) -> list[str]:
+    """Carry out a plan whose bytes are checked: build what is given to other code first, then fill memory.
+
+    Returns:
+        Notes for a person.
+    """
+    from torchkeep.live.optimizers import put_optimizer_state
+    from torchkeep.live.place import Placement, place_in_mapping, place_in_module
+
+    built = {t.entry: builder.value(t.node) for t in targets if t.kind in {"stateful", "values"}}
+    notes: list[str] = []
+    for target in targets:
+        rows = [row for row in plan.rows if row.entry == target.entry and row.status is Status.MATCHED]
+        placements = [Placement(row.name, row.checkpoint) for row in rows if row.checkpoint is not None]
+        if target.kind == "module":
+            extra = {key: builder.value(value) for key, value in target.extra_state().items()}
+            place_in_module(target.live, placements, extra, builder, threads)
+        elif target.kind == "tensors":
+            place_in_mapping(target.live, placements, builder, threads)
+        elif target.named is not None and target.saved is not None:
+            taken = {row.name: row.checkpoint_name for row in rows if row.checkpoint_name is not None}
+            notes += put_optimizer_state(target.live, target.named, target.saved, taken, builder.fill)
+        elif target.kind == "values":
+            refill(target.live, built[target.entry])
+        else:
+            target.live.load_state_dict(built[target.entry])
+        notes += target.notes()
+    return notes
+
+
+def refill(live: MutableMapping[Any, Any], saved: Mapping[Any, Any]) -> None:
+    """Make a live mapping equal to a saved one: tensors of equal dtype and shape and mappings inside it in place."""
+    import torch
+
+    for key in [key for key in live if key not in saved]:
+        del live[key]
+    for key, value in saved.items():
+        held = live.get(key)
+        if isinstance(held, MutableMapping) and isinstance(value, Mapping):
+            refill(held, value)
+        elif isinstance(held, list) and isinstance(value, list):
+            held[:] = value
+        elif (
+            isinstance(held, torch.Tensor)
+            and isinstance(value, torch.Tensor)
+            and (held.shape, held.dtype) == (value.shape, value.dtype)
+        ):
+            with torch.no_grad():
+                held.copy_(value)
+        else:
+            live[key] = value
+
+
+def resume_into(source: Source, into: object, rules: Sequence[Rule], builder: Builder, threads: int) -> Loaded:
+    """Load strictly, checking digests only while bytes are placed: for a caller that goes on to an older checkpoint.
+
+    Raises:
+        PlanError: It does not fit; nothing was touched.
+        CorruptError: Bytes differ; objects may be partly overwritten.
+    """
+    from torchkeep.live.targets import make_targets
+
+    targets = make_targets(source, into)
+    pairs = {target.entry: pair for target in targets if (pair := target.pair()) is not None}
+    decided = make_plan(pairs, rules, source=_shown(source.path))
+    decided.check(strict=True)
+    return Loaded(decided, place(decided, targets, builder, threads), {}, builder)

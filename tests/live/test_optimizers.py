@@ -1,0 +1,179 @@
+"""Optimizer state goes by name: the next step equals the one of a run that was never interrupted."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import torchkeep as tk
+from torchkeep.errors import PlanError
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "plain sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "adamw foreach": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
+    "adamw fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "adam tensor lr": lambda p: torch.optim.Adam(p, lr=torch.tensor(0.01)),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3),
+}
+
+
+def build(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(inputs).pow(2).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_step_after_a_load_equals_the_one_never_interrupted(tmp_path, kind):
+    model = build()
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    for seed in range(3):
+        step(model, optimizer, seed)
+    tk.save({"model": model, "optimizer": optimizer}, tmp_path / "ckpt")
+    again = build(1)
+    optimizer_again = OPTIMIZERS[kind](again.parameters())
+    tk.load(tmp_path / "ckpt", into={"model": again, "optimizer": optimizer_again})
+    for seed in (7, 8):
+        step(model, optimizer, seed)
+        step(again, optimizer_again, seed)
+    assert same_weights(model, again)
+
+
+def test_parameters_in_another_order_and_other_groups_get_their_own_state(tmp_path):
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    step(model, optimizer, 0)
+    tk.save({"model": model, "optimizer": optimizer}, tmp_path / "ckpt")
+    again = build(1)
+    halves = [
+        {"params": list(again[4].parameters())},
+        {"params": list(again[2].parameters()) + list(again[0].parameters())},
+    ]
+    optimizer_again = torch.optim.Adam(halves, lr=0.01)
+    tk.load(tmp_path / "ckpt", into={"model": again, "optimizer": optimizer_again})
+    step(model, optimizer, 1)
+    step(again, optimizer_again, 1)
+    assert same_weights(model, again)
+
+
+def test_freezing_before_a_resume_keeps_the_state_of_what_still_trains(tmp_path):
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    step(model, optimizer, 0)
+    tk.save({"model": model, "optimizer": optimizer}, tmp_path / "ckpt")
+    again = build(1)
+    tk.freeze(again, "0")
+    optimizer_again = torch.optim.Adam(tk.trainable(again), lr=0.01)
+    with pytest.raises(PlanError, match=r"only in checkpoint"):
+        tk.load(tmp_path / "ckpt", into={"model": again, "optimizer": optimizer_again})
+    rest = tk.load(tmp_path / "ckpt", into={"model": again, "optimizer": optimizer_again}, strict=False)
+    assert [row.name for row in rest.plan.rows if row.entry == "optimizer" and row.status == "only_in_checkpoint"] == [
+        "0.weight",
+        "0.bias",
+    ]
+    for old, new in zip(model[2].parameters(), again[2].parameters(), strict=True):
+        assert torch.equal(optimizer.state[old]["exp_avg"], optimizer_again.state[new]["exp_avg"])
+
+
+def test_moments_keep_the_dtype_they_were_saved_with(tmp_path):
+    model = nn.Linear(2, 2).to(torch.bfloat16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for parameter in model.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.full_like(parameter, 1 / 3, dtype=torch.float32)
+    tk.save({"model": model, "optimizer": optimizer}, tmp_path / "ckpt")
+    again = nn.Linear(2, 2).to(torch.bfloat16)
+    optimizer_again = torch.optim.SGD(again.parameters(), lr=0.1, momentum=0.9)
+    tk.load(tmp_path / "ckpt", into={"model": again, "optimizer": optimizer_again})
+    buffer = optimizer_again.state[again.weight]["momentum_buffer"]
+    assert buffer.dtype == torch.float32
+    assert buffer[0, 0].item() == torch.tensor(1 / 3).item()
+
+
+def test_the_checkpoints_learning_rate_wins_and_the_difference_is_said(tmp_path):
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    tk.save({"model": model, "optimizer": optimizer}, tmp_path / "ckpt")
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    rest = tk.load(tmp_path / "ckpt", into={"model": model, "optimizer": other})
+    assert other.param_groups[0]["lr"] == 0.5
+    assert rest.notes == ("group 0: lr 0.5 from the checkpoint, not 0.1",)
+
+
+def test_an_optimizer_in_a_torch_file_is_taken_by_position_and_the_plan_says_so(tmp_path):
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    step(model, optimizer, 0)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "old.pt")
+    again = build(1)
+    optimizer_again = torch.optim.Adam(again.parameters(), lr=0.01)
+    rest = tk.load(tmp_path / "old.pt", into={"model": again, "optimizer": optimizer_again})
+    assert "positions only: taken in the order of the optimizer's parameters" in str(rest.plan)
+    step(model, optimizer, 1)
+    step(again, optimizer_again, 1)
+    assert same_weights(model, again)
+
+
+def test_positions_of_another_number_are_refused_and_nothing_is_touched(tmp_path):
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, optimizer, 0)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "old.pt")
+    other = build(1)
+    before = copy.deepcopy(other.state_dict())
+    fewer = torch.optim.Adam(other[0].parameters())
+    with pytest.raises(PlanError, match="'optimizer' has 6 parameters by position only and the optimizer has 2"):
+        tk.load(tmp_path / "old.pt", into={"model": other, "optimizer": fewer})
+    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), before.values(), strict=True))
+
+
+def test_on_disk_and_without_a_target_it_is_torchs_own_form_with_names(tmp_path):
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, optimizer, 0)
+    tk.save({"model": model, "optimizer": optimizer}, tmp_path / "ckpt")
+    state = tk.load(tmp_path / "ckpt")["optimizer"]
+    assert state["param_groups"][0]["params"] == [name for name, _ in model.named_parameters()]
+    assert torch.equal(state["state"]["4.bias"]["exp_avg"], optimizer.state[model[4].bias]["exp_avg"])
+    with tk.open(tmp_path / "ckpt") as checkpoint:
+        assert "4.bias.exp_avg" in checkpoint.source.record.tensors["optimizer"]
+
+
+def test_an_optimizer_with_a_loader_of_its_own_is_given_torchs_positional_form(tmp_path):
+    class Own(torch.optim.SGD):
+        def load_state_dict(self, state_dict):
+            self.seen = state_dict
+            super().load_state_dict(state_dict)
+
+    model = build()
+    optimizer = Own(model.parameters(), lr=0.1, momentum=0.9)
+    step(model, optimizer, 0)
+    tk.save({"model": model, "optimizer": optimizer}, tmp_path / "ckpt")
+    other = Own(model.parameters(), lr=0.1, momentum=0.9)
+    tk.load(tmp_path / "ckpt", into={"model": model, "optimizer": other})
+    assert sorted(other.seen["state"]) == list(range(6))
+    assert torch.equal(
+        other.state[model[0].weight]["momentum_buffer"], optimizer.state[model[0].weight]["momentum_buffer"]
+    )

@@ -1,0 +1,334 @@
+"""A run that saves by itself, is killed, and goes on exactly where it was."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import torchkeep as tk
+from torchkeep.errors import CheckpointError, ConflictError, CorruptError, NotFoundError, PlanError
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(8, 64)
+        self.norm = nn.BatchNorm1d(64)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(64, 2)
+
+    def forward(self, inputs):
+        return self.head(self.drop(self.norm(self.backbone(inputs)).relu()))
+
+
+class Training:
+    """A training whose every step draws from all three generators."""
+
+    def __init__(self, seed=0):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - the global generator is what users seed
+        random.seed(seed)
+        self.model = Net()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.05)
+        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, [3, 6])
+        self.progress = {"losses": [], "nested": {"epoch": 0}}
+
+    def state(self):
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "progress": self.progress,
+        }
+
+    def step(self):
+        inputs = torch.randn(16, 8) + random.random() + np.random.rand()  # noqa: NPY002 - as above
+        loss = self.model(inputs).pow(2).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.progress["losses"].append(loss.item())
+        self.progress["nested"]["epoch"] += 1
+
+    def run(self, folder, total, **options):
+        with tk.CheckpointManager(folder, self.state(), **options) as manager:
+            for step in range(manager.resume(), total):
+                self.step()
+                manager.after_step(step, metrics={"loss": self.progress["losses"][-1]})
+        return self
+
+
+def weights(training):
+    return [*training.model.state_dict().values(), *[v for s in training.optimizer.state.values() for v in s.values()]]
+
+
+def identical(one, other):
+    same = all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+    return same and one.progress == other.progress and one.scheduler.state_dict() == other.scheduler.state_dict()
+
+
+def steps(folder):
+    return [checkpoint.step for checkpoint in tk.checkpoints(folder)]
+
+
+@pytest.mark.parametrize("stop", [3, 5, 7, 8])
+def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(tmp_path, stop):
+    whole = Training().run(tmp_path / "whole", 9, save_when=tk.EverySteps(2))
+    Training().run(tmp_path / "cut", stop, save_when=tk.EverySteps(2))
+    again = Training(seed=99).run(tmp_path / "cut", 9, save_when=tk.EverySteps(2))
+    assert identical(whole, again)
+    assert steps(tmp_path / "cut") == steps(tmp_path / "whole") == [1, 3, 5, 7]
+
+
+def test_without_the_random_state_the_resume_would_differ(tmp_path, monkeypatch):
+    whole = Training().run(tmp_path / "whole", 6, save_when=tk.EverySteps(2))
+    Training().run(tmp_path / "cut", 4, save_when=tk.EverySteps(2))
+    monkeypatch.setattr("torchkeep.live.rng.restore_rng", lambda state: None)
+    assert not identical(whole, Training(seed=99).run(tmp_path / "cut", 6, save_when=tk.EverySteps(2)))
+
+
+def test_a_new_run_starts_at_zero_and_touches_nothing(tmp_path):
+    training = Training()
+    before = [value.clone() for value in weights(training)]
+    with tk.CheckpointManager(tmp_path / "run", training.state()) as manager:
+        assert manager.last_step is None
+        assert manager.resume() == 0
+        assert manager.last_step is None
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(training), strict=True))
+
+
+def test_last_step_is_the_step_last_finished(tmp_path):
+    training = Training()
+    with tk.CheckpointManager(tmp_path, training.state(), save_when=tk.EverySteps(3)) as manager:
+        manager.resume()
+        for step in range(4):
+            manager.after_step(step)
+            assert manager.last_step == step
+    with tk.CheckpointManager(tmp_path, training.state()) as manager:
+        assert manager.resume() == 3
+        assert manager.last_step == 2
+
+
+def test_save_is_of_the_moment_it_was_called_and_the_handle_gives_the_path(tmp_path):
+    training = Training()
+    training.step()
+    before = training.model.head.weight.detach().clone()
+    with tk.CheckpointManager(tmp_path, training.state()) as manager:
+        handle = manager.save(0, metrics={"loss": torch.tensor(0.5)})
+        with torch.no_grad():
+            training.model.head.weight.zero_()
+        assert handle.wait() == tmp_path / "step-00000000"
+    saved = tk.load(handle.wait())
+    assert torch.equal(saved["model"]["head.weight"], before)
+    assert tk.open(handle.wait()).metrics == {"loss": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("retain", "kept"),
+    [
+        (None, [0, 1, 2, 3, 4, 5]),
+        (tk.KeepLast(2), [4, 5]),
+        (tk.KeepBest(2, "score", mode="max"), [1, 3, 5]),
+        (tk.KeepLast(1) | tk.KeepBest(1, "score", mode="min") | tk.KeepEvery(3), [0, 2, 5]),
+    ],
+    ids=repr,
+)
+def test_retention_keeps_what_any_policy_keeps_and_always_the_newest(tmp_path, retain, kept):
+    with tk.CheckpointManager(tmp_path, {"progress": {"a": 1}}, retain=retain) as manager:
+        for step, score in enumerate([0.1, 0.9, 0.2, 0.8, 0.3, 0.4]):
+            manager.save(step, metrics={"score": score})
+    assert steps(tmp_path) == kept
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == [".lock"]
+
+
+def test_a_metric_that_retention_asks_for_and_a_save_lacks_is_a_warning(tmp_path):
+    retain = tk.KeepBest(1, "val_acc", mode="max")
+    with (
+        tk.CheckpointManager(tmp_path, {"progress": {"a": 1}}, retain=retain) as manager,
+        pytest.warns(UserWarning, match="step 3 is saved without the metric 'val_acc' that retention asks for"),
+    ):
+        manager.save(3)
+
+
+def test_a_frozen_backbone_is_stored_once(tmp_path):
+    model = nn.Sequential(nn.Linear(600, 1000), nn.Linear(1000, 2))
+    tk.freeze(model, "0")
+    with tk.CheckpointManager(tmp_path, {"model": model}) as manager:
+        for step in range(5):
+            with torch.no_grad():
+                model[1].weight.add_(1)
+            manager.save(step)
+    run = tk.checkpoints(tmp_path)
+    backbone, head = 4 * 601_000, 4 * 2_002
+    assert run.disk_bytes == backbone + 4096 + 5 * (head + 4096)
+    for checkpoint, expected in zip(run, range(5), strict=True):
+        state = tk.load(checkpoint)["model"]
+        assert torch.equal(state["0.weight"], model[0].weight)
+        assert torch.allclose(state["1.weight"], model[1].weight - (4 - expected))
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ({"epoch": 3}, r"could not put these back: 'epoch' \(int\)"),
+        ({"model": nn.Linear(1, 1), "a": 1.0, "b": (1, 2)}, r"'a' \(float\), 'b' \(tuple\)"),
+    ],
+)
+def test_a_value_that_could_not_be_refilled_is_a_type_error_that_names_all(tmp_path, state, text):
+    with pytest.raises(TypeError, match=text):
+        tk.CheckpointManager(tmp_path, state)
+
+
+def damage(folder):
+    path = max(folder.glob("model*.safetensors"))
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_resume_passes_over_a_damaged_checkpoint_says_so_and_frees_its_step(tmp_path):
+    whole = Training().run(tmp_path / "whole", 6, save_when=tk.EverySteps(2))
+    Training().run(tmp_path / "cut", 6, save_when=tk.EverySteps(2))
+    damage(tmp_path / "cut" / "step-00000005")
+    (tmp_path / "cut" / "step-00000003" / "checkpoint.json").chmod(0o644)
+    (tmp_path / "cut" / "step-00000003" / "checkpoint.json").write_text("{}")
+    with pytest.warns(UserWarning, match="passed over step-0000000") as warned:
+        again = Training(seed=1).run(tmp_path / "cut", 6, save_when=tk.EverySteps(2))
+    assert len(warned) == 2
+    assert identical(whole, again)
+    assert steps(tmp_path / "cut") == [1, 3, 5]
+    assert len(list((tmp_path / "cut").glob(".damaged-0000000[35]-*"))) == 2
+
+
+def test_resume_raises_when_no_checkpoint_is_good(tmp_path):
+    Training().run(tmp_path, 2, save_when=tk.EverySteps(2))
+    damage(tmp_path / "step-00000001")
+    with (
+        pytest.warns(UserWarning, match="passed over step-00000001"),
+        pytest.raises(CorruptError, match=r"no checkpoint of this run is good; .* may be partly overwritten"),
+    ):
+        Training().run(tmp_path, 4)
+
+
+def test_resume_of_a_model_that_does_not_fit_says_every_difference_and_touches_nothing(tmp_path):
+    Training().run(tmp_path, 2, save_when=tk.EverySteps(2))
+    other = Training(seed=5)
+    other.model.head = nn.Linear(64, 3)
+    before = other.model.backbone.weight.detach().clone()
+    with (
+        tk.CheckpointManager(tmp_path, {"model": other.model}) as manager,
+        pytest.raises(PlanError, match=r"shape differs +head.weight +checkpoint \(2, 64\) +model \(3, 64\)"),
+    ):
+        manager.resume()
+    assert torch.equal(other.model.backbone.weight, before)
+    assert steps(tmp_path) == [1]
+
+
+def test_an_earlier_step_and_only_some_of_the_state_can_be_resumed(tmp_path):
+    Training().run(tmp_path, 6, save_when=tk.EverySteps(2))
+    other = Training(seed=5)
+    random_before = torch.get_rng_state()
+    with tk.CheckpointManager(tmp_path, other.state()) as manager:
+        assert manager.resume(step=3, only=["model"]) == 4
+        assert torch.equal(other.model.head.weight, tk.load(tmp_path / "step-00000003")["model"]["head.weight"])
+        assert not other.optimizer.state
+        assert torch.equal(torch.get_rng_state(), random_before)
+        with pytest.raises(NotFoundError, match=r"no good checkpoint of step 4\n.*steps that are here: 1, 3, 5"):
+            manager.resume(step=4)
+
+
+def test_a_live_dict_is_refilled_in_place(tmp_path):
+    inner = {"epoch": 3}
+    ema = torch.ones(2)
+    progress = {"inner": inner, "list": [1, 2], "ema": ema}
+    with tk.CheckpointManager(tmp_path, {"progress": progress}) as manager:
+        manager.save(0)
+    inner.update(epoch=9, extra=1)
+    progress["list"].append(3)
+    ema.zero_()
+    with tk.CheckpointManager(tmp_path, {"progress": progress}) as manager:
+        manager.resume()
+    assert progress["inner"] is inner
+    assert inner == {"epoch": 3}
+    assert progress["list"] == [1, 2]
+    assert progress["ema"] is ema
+    assert ema.tolist() == [1, 1]
+
+
+def test_a_second_writer_is_refused_and_named_and_the_first_goes_on(tmp_path):
+    code = textwrap.dedent(
+        """
+        import sys, torchkeep as tk
+        manager = tk.CheckpointManager(sys.argv[1], {"progress": {"a": 1}})
+        manager.resume()
+        print("held", flush=True)
+        sys.stdin.read()
+        """
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        second = tk.CheckpointManager(tmp_path, {"progress": {"a": 1}})
+        with pytest.raises(ConflictError, match=rf"process {holder.pid} on .* is writing here"):
+            second.resume()
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert second.resume() == 0
+    second.close()
+
+
+def test_a_failed_save_is_raised_at_the_next_call_and_the_run_goes_on(tmp_path, monkeypatch):
+    manager = tk.CheckpointManager(tmp_path / "run", {"progress": {"a": 1}})
+    manager.save(0).wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        handle = manager.save(1)
+        with pytest.raises(CheckpointError, match="the checkpoint was not saved: Input/output error"):
+            handle.wait()
+    with pytest.raises(CheckpointError, match="not saved"):
+        manager.save(2)
+    manager.save(2).wait()
+    manager.close()
+    assert steps(tmp_path / "run") == [0, 2]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "step-00000000", "step-00000002"]
+
+
+def test_a_state_without_an_encoding_is_refused_at_save_and_nothing_is_left(tmp_path):
+    with (
+        tk.CheckpointManager(tmp_path, {"progress": {"callback": print}}) as manager,
+        pytest.raises(CheckpointError, match=r"progress\.callback: <class 'builtin_function_or_method'>"),
+    ):
+        manager.save(0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
+
+
+def test_a_checkpoint_of_another_run_copied_in_under_another_step_is_not_resumed(tmp_path):
+    Training().run(tmp_path, 2, save_when=tk.EverySteps(2))
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000007")
+    with pytest.warns(UserWarning, match="its record is of step 1: a folder was renamed or copied in"):
+        Training().run(tmp_path, 2)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.0])
+def test_every_steps_takes_a_positive_integer(bad):
+    with pytest.raises(ValueError, match="EverySteps takes a number of steps of 1 or more"):
+        tk.EverySteps(bad)
+
+
+def test_save_policies_compose():
+    policy = tk.EverySteps(2) | tk.EverySteps(3)
+    assert [step for step in range(8) if policy.is_due(step, step - 1)] == [1, 2, 3, 5, 7]

@@ -1,0 +1,306 @@
+"""Loading: into anything that exists, from any format, with every difference said and nothing touched on refusal."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import torchkeep as tk
+from torchkeep.errors import CorruptError, NotFoundError, PlanError
+
+
+def net(out=2, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, out))
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+SAVERS = {
+    "torchkeep folder": lambda model, path: tk.save(model, path / "ckpt").path,
+    "torchkeep file": lambda model, path: tk.save(model, path / "w.safetensors").path,
+    "torch zip": lambda model, path: _torch_save(model.state_dict(), path / "w.pth"),
+    "torch legacy": lambda model, path: _torch_save(model.state_dict(), path / "w.pth", zipped=False),
+    "nested": lambda model, path: _torch_save({"state_dict": model.state_dict(), "epoch": 3}, path / "w.ckpt"),
+    "nested deeper": lambda model, path: _torch_save({"a": {"model": {"weights": model.state_dict()}}}, path / "w.pt"),
+    "data parallel": lambda model, path: _torch_save(nn.DataParallel(model).state_dict(), path / "dp.pt"),
+    "safetensors": lambda model, path: _safetensors_save(model, path / "plain.safetensors"),
+}
+
+
+def _torch_save(value, path, *, zipped=True):
+    torch.save(value, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+def _safetensors_save(model, path):
+    from safetensors.torch import save_file
+
+    save_file(model.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, nn.DataParallel, torch.compile], ids=["bare", "parallel", "compiled"])
+@pytest.mark.parametrize("kind", SAVERS)
+def test_weights_of_every_format_load_into_a_model_bare_or_wrapped(tmp_path, kind, wrap):
+    model, other = net(), net(seed=1)
+    rest = tk.load(SAVERS[kind](model, tmp_path), into=wrap(other))
+    assert equal(model, other)
+    assert rest.plan.coverage == 1.0
+    assert rest.fresh == ()
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["parallel", "compiled"])
+def test_a_wrapped_model_is_saved_like_the_bare_one(tmp_path, wrap):
+    model = net()
+    tk.save({"model": wrap(model)}, tmp_path / "ckpt")
+    assert list(tk.load(tmp_path / "ckpt")["model"]) == list(model.state_dict())
+
+
+def test_every_difference_is_raised_at_once_and_nothing_is_touched(tmp_path):
+    model = net()
+    tk.save({"model": model}, tmp_path / "ckpt")
+    other = net(out=5, seed=1)
+    other.append(nn.Linear(5, 5))
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(PlanError) as refused:
+        tk.load(tmp_path / "ckpt", into={"model": other})
+    text = str(refused.value)
+    assert "into Sequential: 4 of 11 tensors do not fit" in text
+    assert "shape differs   3.weight   checkpoint (2, 4)   model (5, 4)" in text
+    assert "only in model   4.*" in text
+    assert 'Skip("4")' in text
+    assert all(torch.equal(a, before[name]) for name, a in other.state_dict().items())
+
+
+def test_not_strict_takes_what_fits_a_differing_shape_included_and_reports_the_rest(tmp_path):
+    model, other = net(), net(out=5, seed=1)
+    head = other[3].weight.detach().clone()
+    tk.save(model, tmp_path / "ckpt")
+    rest = tk.load(tmp_path / "ckpt", into=other, strict=False)
+    assert rest.fresh == ("3.weight", "3.bias")
+    assert torch.equal(other[0].weight, model[0].weight)
+    assert torch.equal(other[3].weight, head)
+
+
+def test_almost_nothing_matching_is_an_error_even_when_not_strict(tmp_path):
+    tk.save({f"net_{name}": tensor for name, tensor in net().state_dict().items()}, tmp_path / "ckpt")
+    with pytest.raises(PlanError, match="0 % of Sequential"):
+        tk.load(tmp_path / "ckpt", into=net(seed=1), strict=False)
+
+
+def test_rules_make_it_fit(tmp_path):
+    model, other = net(), net(seed=1)
+    tk.save({f"net_{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "ckpt")
+    tk.load(tmp_path / "ckpt", into=other, rules=[tk.Rename("^net_", "")])
+    assert equal(model, other)
+
+
+def test_widening_happens_and_is_reported_and_narrowing_needs_cast(tmp_path):
+    tk.save(net().half(), tmp_path / "half")
+    rest = tk.load(tmp_path / "half", into=net(seed=1))
+    assert {change for row in rest.plan.rows for change in row.changes} == {"cast"}
+    tk.save(net(), tmp_path / "full")
+    half = net(seed=1).half()
+    for strict in (True, False):
+        with pytest.raises(PlanError, match=r"dtype differs .*float32.*float16(.|\n)*Cast\("):
+            tk.load(tmp_path / "full", into=half, strict=strict)
+    tk.load(tmp_path / "full", into=half, rules=[tk.Cast()])
+    assert torch.equal(half[0].weight, net()[0].weight.half())
+
+
+def test_keys_of_into_are_paths_down_to_a_prefix_inside_a_state_dict(tmp_path):
+    generator, discriminator = net(), net(out=3, seed=2)
+    optimizer = torch.optim.Adam(generator.parameters())
+    joint = nn.ModuleDict({"g": generator, "d": discriminator})
+    torch.save(
+        {
+            "state_dict": joint.state_dict(),
+            "optimizer_states": [optimizer.state_dict()],
+            "a.b": {"c.d": {"w": torch.ones(2)}},
+        },
+        tmp_path / "gan.ckpt",
+    )
+    new_g, new_d, tensor = net(seed=3), net(out=3, seed=4), {"w": torch.zeros(2)}
+    rest = tk.load(
+        tmp_path / "gan.ckpt",
+        into={
+            "state_dict.g": new_g,
+            "state_dict.d": new_d,
+            "optimizer_states.0": torch.optim.Adam(new_g.parameters()),
+            ("a.b", "c.d"): tensor,
+        },
+    )
+    assert equal(generator, new_g)
+    assert equal(discriminator, new_d)
+    assert tensor["w"].tolist() == [1, 1]
+    assert "state_dict" not in rest or not rest["state_dict"]
+
+
+def test_two_entries_that_could_both_be_the_weights_are_refused_with_their_keys(tmp_path):
+    tk.save({"G": net(), "D": net()}, tmp_path / "gan")
+    with pytest.raises(PlanError, match=r"'?G'?(.|\n)*'?D'?"):
+        tk.load(tmp_path / "gan", into=net())
+    tk.load(tmp_path / "gan", into={"G": net()})
+
+
+def test_raw_weights_are_taken_before_averaged_ones_and_the_plan_says_which(tmp_path):
+    model, average = net(), net(seed=1)
+    tk.save({"ema": average, "model": model}, tmp_path / "ckpt")
+    other = net(seed=2)
+    rest = tk.load(tmp_path / "ckpt", into=other)
+    assert equal(model, other)
+    assert rest.plan.pairs[""].origin == "model"
+    tk.load(tmp_path / "ckpt", into={"ema": other})
+    assert equal(average, other)
+
+
+def test_a_mapping_of_tensors_is_filled_in_place(tmp_path):
+    model, other = net(), net(seed=1)
+    tk.save(model, tmp_path / "ckpt")
+    tk.load(tmp_path / "ckpt", into=other.state_dict())
+    assert equal(model, other)
+
+
+def test_what_was_not_asked_into_an_object_comes_back(tmp_path):
+    alpha = nn.Parameter(torch.tensor(0.25))
+    tk.save({"model": net(), "epoch": 12, "alpha": alpha, "log": {"a": torch.ones(2)}}, tmp_path / "ckpt", step=7)
+    rest = tk.load(tmp_path / "ckpt", into={"model": net(seed=1)})
+    assert list(rest) == ["epoch", "alpha", "log"]
+    assert rest["epoch"] == 12
+    assert rest["alpha"].item() == 0.25
+    assert rest["log"]["a"].tolist() == [1, 1]
+    assert rest.step == 7
+
+
+@pytest.mark.parametrize("bad", [3, "text", None, (1,)], ids=repr)
+def test_a_plain_value_in_into_is_a_type_error(tmp_path, bad):
+    tk.save({"model": net(), "epoch": 3}, tmp_path / "ckpt")
+    with pytest.raises(TypeError, match="cannot load into 'epoch'"):
+        tk.load(tmp_path / "ckpt", into={"model": net(), "epoch": bad})
+
+
+def test_a_key_that_is_not_in_the_checkpoint_is_an_error_that_lists_what_is(tmp_path):
+    tk.save({"model": net(), "epoch": 3}, tmp_path / "ckpt")
+    with pytest.raises(NotFoundError, match=r"nothing in it is called 'modle'\n  hint: it holds 'model', 'epoch'"):
+        tk.load(tmp_path / "ckpt", into={"modle": net()})
+
+
+def test_damage_is_found_before_anything_is_touched(tmp_path):
+    model = net()
+    saved = tk.save({"a": model, "b": model.state_dict()["0.weight"].double()}, tmp_path / "ckpt")
+    file = tmp_path / "ckpt" / "a.safetensors"
+    file.chmod(0o644)
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 4
+    file.write_bytes(data)
+    other = net(seed=1)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(CorruptError, match=r"1 of its parts are damaged(.|\n)*differ from their digest"):
+        tk.load(saved.path, into={"a": other})
+    assert all(torch.equal(a, before[name]) for name, a in other.state_dict().items())
+
+
+def test_loading_in_place_keeps_the_parameters_memory_and_tells_autograd(tmp_path):
+    model = net()
+    tk.save(model, tmp_path / "ckpt")
+    address, version = model[0].weight.data_ptr(), model[0].weight._version
+    tk.load(tmp_path / "ckpt", into=model)
+    assert model[0].weight.data_ptr() == address
+    assert model[0].weight._version > version
+
+
+def test_channels_last_and_meta_models_are_filled(tmp_path):
+    model = net()
+    tk.save(model, tmp_path / "ckpt")
+    last = net(seed=1).to(memory_format=torch.channels_last)
+    tk.load(tmp_path / "ckpt", into=last)
+    assert equal(model, last)
+    assert last[0].weight.is_contiguous(memory_format=torch.channels_last)
+    with torch.device("meta"):
+        empty = net()
+    empty[3].weight.requires_grad_(False)
+    tk.load(tmp_path / "ckpt", into=empty)
+    assert equal(model, empty)
+    assert [parameter.requires_grad for parameter in empty.parameters()] == [True] * 4 + [False, True]
+
+
+class Versioned(nn.Module):
+    """A module with a loader and a state of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.calls = 0
+
+    def get_extra_state(self):
+        return {"calls": self.calls, "history": torch.arange(3)}
+
+    def set_extra_state(self, state):
+        if state["calls"] == 13:
+            raise RuntimeError("thirteen")
+        self.calls = state["calls"]
+
+
+def test_a_module_that_overrides_loading_loads_by_itself_and_is_put_back_when_it_raises(tmp_path):
+    module = Versioned()
+    module.calls = 4
+    with torch.no_grad():
+        module.weight.mul_(3)
+    tk.save(nn.Sequential(module), tmp_path / "ckpt")
+    other = nn.Sequential(Versioned())
+    rest = tk.load(tmp_path / "ckpt", into=other)
+    assert (other[0].calls, other[0].weight.tolist()) == (4, [3, 3])
+    assert "has extra state" in str(rest.plan)
+    module.calls = 13
+    tk.save(nn.Sequential(module), tmp_path / "ckpt")
+    fresh = nn.Sequential(Versioned())
+    with pytest.raises(RuntimeError, match="thirteen"):
+        tk.load(tmp_path / "ckpt", into=fresh)
+    assert fresh[0].weight.tolist() == [1, 1]
+
+
+def test_flags_are_compared_and_reported_and_never_set(tmp_path):
+    model = net()
+    tk.freeze(model, "0")
+    tk.save({"model": model.eval()}, tmp_path / "ckpt")
+    other = net(seed=1)
+    rest = tk.load(tmp_path / "ckpt", into={"model": other})
+    assert [note.split(";")[0] for note in rest.notes] == [
+        "model: 2 parameters were frozen at the save and are not now, 0 the other way round",
+        "model: 5 modules were in evaluation mode at the save and are not now, 0 the other way round",
+    ]
+    assert other.training
+    assert all(parameter.requires_grad for parameter in other.parameters())
+
+
+def test_a_plan_can_be_printed_changed_and_applied(tmp_path):
+    model, other = net(), net(out=5, seed=1)
+    tk.save(model, tmp_path / "ckpt")
+    plan = tk.plan(tmp_path / "ckpt", into=other)
+    assert "shape differs" in str(plan)
+    with pytest.raises(PlanError, match="2 of 9 tensors do not fit"):
+        plan.apply()
+    fitting = plan.with_rules(*plan.suggest())
+    assert fitting.rules == (tk.Skip("3"),)
+    fitting.require(coverage=0.5).apply()
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
+def test_without_into_tensors_go_to_the_cpu_or_where_asked_and_never_where_the_file_says(tmp_path):
+    tk.save({"w": torch.ones(2)}, tmp_path / "ckpt")
+    assert tk.load(tmp_path / "ckpt")["w"].device.type == "cpu"
+    assert tk.load(tmp_path / "ckpt", map_location="meta")["w"].device.type == "meta"
+
+
+def test_a_run_folder_is_not_a_checkpoint_and_the_error_names_the_newest(tmp_path):
+    with tk.CheckpointManager(tmp_path, {"progress": {}}) as manager:
+        manager.save(3)
+        manager.save(4)
+    with pytest.raises(tk.errors.FormatError, match=r"a run folder with 2 checkpoints(.|\n)*step-00000004"):
+        tk.load(tmp_path)

@@ -1,8 +1,8 @@
 """The arrow between the rooms, and the promise that looking at a file imports no torch.
 
-    errors <- tensors <- { plan | folder | formats } <- live <- distributed <- verbs <- manager <- { cli, ... }
+    errors <- tensors <- { planning | folder | formats } <- live <- distributed <- verbs <- manager <- { cli, ... }
 
-A room imports only rooms to its left. `rules` and `policies`, at the top, are public faces of `plan` and `folder`.
+A room imports only rooms to its left. `rules` and `policies`, at the top, are public faces of `planning` and `folder`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PACKAGE = "torchkeep"
 ORDER = [
     {"errors"},
     {"tensors"},
-    {"plan", "folder", "formats"},
+    {"planning", "folder", "formats"},
     {"rules", "policies"},
     {"live"},
     {"distributed"},
@@ -110,10 +110,10 @@ def test_every_room_imports_only_rooms_to_its_left():
 @pytest.mark.parametrize(
     ("file", "text", "fault"),
     [
-        ("tensors.py", "from torchkeep.plan import match", "1: tensors imports plan, which is not to its left"),
-        ("plan/match.py", "import torchkeep.folder.read", "1: plan imports folder, which is not to its left"),
-        ("plan/match.py", "from torchkeep import folder", "1: plan imports folder, which is not to its left"),
-        ("plan/deep/x.py", "from ...live import tree", "1: plan imports live, which is not to its left"),
+        ("tensors.py", "from torchkeep.planning import match", "1: tensors imports planning, which is not to its left"),
+        ("planning/match.py", "import torchkeep.folder.read", "1: planning imports folder, which is not to its left"),
+        ("planning/match.py", "from torchkeep import folder", "1: planning imports folder, which is not to its left"),
+        ("planning/deep/x.py", "from ...live import tree", "1: planning imports live, which is not to its left"),
         (
             "live/tree.py",
             "def f():\n    from torchkeep.verbs import load",
@@ -143,10 +143,10 @@ def test_a_made_up_tree_that_breaks_a_rule_is_caught(file, text, fault, tmp_path
     ("file", "text"),
     [
         (
-            "plan/match.py",
-            "import itertools\nfrom torchkeep.tensors import TensorSpec\nfrom torchkeep.plan import rows",
+            "planning/match.py",
+            "import itertools\nfrom torchkeep.tensors import TensorSpec\nfrom torchkeep.planning import rows",
         ),
-        ("plan/deep/x.py", "from ..rows import Row\nfrom . import y"),
+        ("planning/deep/x.py", "from ..rows import Row\nfrom . import y"),
         ("live/tree.py", "import torch\nfrom torchkeep.folder import values"),
         ("verbs/load.py", "def f():\n    import torch"),
         ("manager.py", "from torchkeep.verbs import save"),
@@ -203,7 +203,6 @@ def modules_after(program: str, folder: Path) -> set[str]:
         "import torchkeep as tk; assert len(tk.open('a.safetensors').weights()) == 2",
         "import torchkeep as tk; assert len(tk.open('ckpt').tensors) == 2",
         "import torchkeep as tk; tk.verify('ckpt')",
-        "import torchkeep as tk; tk.diff('a.pt', 'a.safetensors')",
         "import torchkeep as tk; assert tk.checkpoints('run').latest()",
     ],
 )

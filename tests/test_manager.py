@@ -266,6 +266,20 @@ def test_a_live_dict_is_refilled_in_place(tmp_path):
     assert ema.tolist() == [1, 1]
 
 
+def test_a_module_without_tensors_and_a_loss_with_parameters_resume(tmp_path):
+    class Focal(nn.Module):
+        def __init__(self, alpha):
+            super().__init__()
+            self.alpha = nn.Parameter(torch.tensor(alpha))
+
+    with tk.CheckpointManager(tmp_path, {"plain": nn.CrossEntropyLoss(), "focal": Focal(0.25)}) as manager:
+        manager.save(0)
+    focal = Focal(0.5)
+    with tk.CheckpointManager(tmp_path, {"plain": nn.CrossEntropyLoss(), "focal": focal}) as manager:
+        assert manager.resume() == 1
+    assert focal.alpha.item() == 0.25
+
+
 def test_a_second_writer_is_refused_and_named_and_the_first_goes_on(tmp_path):
     code = textwrap.dedent(
         """

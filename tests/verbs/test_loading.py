@@ -28,6 +28,7 @@ SAVERS = {
     "torch legacy": lambda model, path: _torch_save(model.state_dict(), path / "w.pth", zipped=False),
     "nested": lambda model, path: _torch_save({"state_dict": model.state_dict(), "epoch": 3}, path / "w.ckpt"),
     "nested deeper": lambda model, path: _torch_save({"a": {"model": {"weights": model.state_dict()}}}, path / "w.pt"),
+    "whole module": lambda model, path: _torch_save(model, path / "whole.pt"),
     "data parallel": lambda model, path: _torch_save(nn.DataParallel(model).state_dict(), path / "dp.pt"),
     "safetensors": lambda model, path: _safetensors_save(model, path / "plain.safetensors"),
 }

@@ -15,35 +15,43 @@ MODULE = {"_parameters": {"weight": T, "bias": None}, "_buffers": {"mean": U}, "
 
 
 @pytest.mark.parametrize(
-    ("tree", "text"),
+    ("tree", "lines"),
     [
-        ({}, "no tensors"),
-        (T, "1 tensor, 8 bytes\n└─ ''  float32 (2,)"),
-        ({"w": TensorSpec("int64", (), device="cuda:7")}, "1 tensor, 8 bytes\n└─ w  int64 () cuda:7"),
-        ({"w": TensorSpec("int64", (), device="cpu")}, "1 tensor, 8 bytes\n└─ w  int64 ()"),
-        ({"a.b.c": T}, "1 tensor, 8 bytes\n└─ a.b.c  float32 (2,)"),
-        ({".a": T, "b..c": T, "": T}, "3 tensors, 24 bytes\n├─ .a  float32 (2,)\n├─ b..c  float32 (2,)\n└─ ''  float32 (2,)"),
-        (
-            {"a.b": T, "a": {"b": U}},
-            "2 tensors, 20 bytes\n├─ a.b  float32 (2,)\n└─ a~2.b  float32 (3,)",
-        ),
+        ({}, ["no tensors"]),
+        (T, ["1 tensor, 8 bytes", "└─ ''  float32 (2,)"]),
+        (None, ["no tensors", "└─ ''  None"]),
+        ({"w": TensorSpec("int64", (), device="cuda:7")}, ["1 tensor, 8 bytes", "└─ w  int64 () cuda:7"]),
+        ({"w": TensorSpec("int64", (), device="cpu")}, ["1 tensor, 8 bytes", "└─ w  int64 ()"]),
+        ({"a.b.c": T}, ["1 tensor, 8 bytes", "└─ a.b.c  float32 (2,)"]),
+        ({".a": T, "b..c": 1, "": 2}, ["1 tensor, 8 bytes", "├─ .a  float32 (2,)", "├─ b..c  1", "└─ ''  2"]),
+        ({"a.b": T, "a": {"b": U}}, ["2 tensors, 20 bytes", "├─ a.b  float32 (2,)", "└─ a~2.b  float32 (3,)"]),
         (
             {"a": T, "a.b": U},
-            "2 tensors, 20 bytes\n└─ a  float32 (2,), 2 tensors, 20 bytes\n   └─ b  float32 (3,)",
+            ["2 tensors, 20 bytes", "└─ a  float32 (2,), 2 tensors, 20 bytes", "   └─ b  float32 (3,)"],
         ),
-        ({"e": {}, "n": None, "d": {"k": {}}}, "no tensors\n├─ e  empty\n├─ n  None\n└─ d.k  empty"),
-        ({1: "one", (2, 3): b"two", "t": (T,)}, "1 tensor, 8 bytes\n├─ 1  'one'\n├─ (2, 3)  b'two'\n└─ t.0  float32 (2,)"),
-        ({"big": 1 << 20_000, "deep": [[[[1]]]]}, "no tensors\n├─ big  an integer of 20,001 bits\n└─ deep  [[[[...]]]]"),
-        ({"s": {4}, "t": (1,), "u": set()}, "no tensors\n├─ s  {4}\n├─ t  (1,)\n└─ u  set()"),
-        ({"l": list(range(100))}, "no tensors\n└─ l  [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16..."),
-        ({"m": Described("my.Net", state=MODULE)}, "2 tensors, 20 bytes\n└─ m  Net, 2 tensors, 20 bytes\n"
-         "   ├─ weight  float32 (2,)\n   └─ mean  float32 (3,)"),
-        ({"d": Described("a.B", args=(T, 1), kwargs={"k": U})}, "2 tensors, 20 bytes\n└─ d  B, 2 tensors, 20 bytes\n"
-         "   ├─ arg0  float32 (2,)\n   ├─ arg1  1\n   └─ k  float32 (3,)"),
+        ({"e": {}, "n": None, "d": {"k": {}}}, ["no tensors", "├─ e  empty", "├─ n  None", "└─ d.k  empty"]),
+        (
+            {1: "one", (2, 3): b"two", "t": (1, [T])},
+            ["1 tensor, 8 bytes", "├─ 1  'one'", "├─ (2, 3)  b'two'", "└─ t  1 tensor, 8 bytes"]
+            + ["   ├─ 0  1", "   └─ 1.0  float32 (2,)"],
+        ),
+        ({"big": 1 << 20_000}, ["no tensors", "└─ big  an integer of 20,001 bits"]),
+        ({"deep": [[[[1]]]]}, ["no tensors", "└─ deep  [[[[...]]]]"]),
+        ({"s": {4}, "t": (1,), "u": set()}, ["no tensors", "├─ s  {4}", "├─ t  (1,)", "└─ u  set()"]),
+        ({"l": list(range(99))}, ["no tensors", "└─ l  [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16..."]),
+        (
+            {"m": Described("my.Net", state=MODULE)},
+            ["2 tensors, 20 bytes", "└─ m  Net, 2 tensors, 20 bytes"]
+            + ["   ├─ weight  float32 (2,)", "   └─ mean  float32 (3,)"],
+        ),
+        (
+            Described("a.B", args=(T, 1), kwargs={"k": U}),
+            ["B, 2 tensors, 20 bytes", "├─ arg0  float32 (2,)", "├─ arg1  1", "└─ k  float32 (3,)"],
+        ),
     ],
-)  # fmt: skip
-def test_small_trees_are_told_exactly(tree, text):
-    assert outline("x", tree) == f"x: {text}"
+)
+def test_small_trees_are_told_exactly(tree, lines):
+    assert outline("x", tree) == "x: " + "\n".join(lines)
 
 
 @pytest.mark.parametrize(

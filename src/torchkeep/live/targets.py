@@ -11,6 +11,7 @@ from torch import nn
 
 from torchkeep.errors import PlanError
 from torchkeep.folder.read import FolderSource
+from torchkeep.folder.record import Entry
 from torchkeep.live.capture import Stateful
 from torchkeep.live.modules import loads_by_itself, module_facts, optional_names, unwrap
 from torchkeep.live.optimizers import NamedParameters, SavedOptimizer, live_specs, name_parameters, read_optimizer
@@ -33,6 +34,7 @@ class Target:
         live: The object.
         path: Where in the checkpoint its part lies.
         node: That part of the source's tree.
+        tensors: Its tensors by the names that a plan matches, for modules and mappings of tensors.
         facts: What our record says of the entry.
         named: For an optimizer, its parameters' names.
         saved: For an optimizer, its state in the file.
@@ -43,6 +45,7 @@ class Target:
     live: Any
     path: KeyPath
     node: object
+    tensors: Mapping[str, TensorSpec] = field(default_factory=dict)
     facts: Mapping[str, object] = field(default_factory=dict)
     named: NamedParameters | None = None
     saved: SavedOptimizer | None = None
@@ -57,15 +60,11 @@ class Target:
         if self.kind == "module":
             why = loads_by_itself(self.live)
             note = f"loads through its own load_state_dict: {why}" if why else ""
-            extra = self.extra_state()
-            node = (
-                {k: v for k, v in self.node.items() if k not in extra} if isinstance(self.node, Mapping) else self.node
-            )
-            return Pair(
-                tensors_of(node), model_specs(self.live), "module", name, origin, note, optional_names(self.live)
-            )
+            inside_extra = tuple(f"{key}." for key in self.extra_state())
+            tensors = {key: spec for key, spec in self.tensors.items() if not key.startswith(inside_extra)}
+            return Pair(tensors, model_specs(self.live), "module", name, origin, note, optional_names(self.live))
         if self.kind == "tensors":
-            return Pair(tensors_of(self.node), model_specs(self.live), "tensors", name, origin)
+            return Pair(self.tensors, model_specs(self.live), "tensors", name, origin)
         return None
 
     def extra_state(self) -> dict[str, object]:
@@ -116,11 +115,9 @@ def make_targets(source: Source, into: object) -> list[Target]:
     if isinstance(into, torch.optim.Optimizer):
         return [_target_at(source, _optimizer_entry(source), into, {}, entry="")]
     if isinstance(into, (nn.Module, Mapping)):
-        found = find_weights(source.tree)
-        kind: Kind = "module" if isinstance(into, nn.Module) else "tensors"
-        return [Target("", kind, into, found.path, _at(source.tree, found.path), _facts(source, found.path))]
+        return [_weights_target(source, into, (), source.tree, "")]
     if isinstance(into, torch.Tensor):
-        return [Target("", "tensors", {"": into}, (), {"": source.tree})]
+        return [_tensors_target({"": into}, (), {"": source.tree}, "")]
     if isinstance(into, Stateful):
         return [Target("", "stateful", into, (), source.tree)]
     raise TypeError(f"cannot load into {type(into).__name__}: {_WANTED}")
@@ -154,23 +151,42 @@ def _target_at(
 ) -> Target:
     path, node = resolve(source, key if isinstance(key, tuple) else str(key))
     entry = name_of(_path(key)) if entry is None else entry
-    facts = _facts(source, path)
     if isinstance(live, torch.optim.Optimizer):
+        saved_entry = _entry_at(source, path)
+        facts = {} if saved_entry is None else saved_entry.facts
         named = name_parameters(live, modules)
         saved = read_optimizer(node, facts, named, name_of(path))
-        return Target(entry, "optimizer", live, path, node, facts, named, saved)
+        return Target(entry, "optimizer", live, path, node, facts=facts, named=named, saved=saved)
     if isinstance(live, nn.Module):
-        inner = find_weights(node)
-        return Target(entry, "module", live, (*path, *inner.path), _at(node, inner.path), facts)
+        return _weights_target(source, live, path, node, entry)
     if isinstance(live, torch.Tensor):
-        return Target(entry, "tensors", {"": live}, path, {"": node})
+        return _tensors_target({"": live}, path, {"": node}, entry)
     if isinstance(live, Mapping) and live and all(isinstance(value, torch.Tensor) for value in live.values()):
-        return Target(entry, "tensors", live, path, node)
+        return _tensors_target(live, path, node, entry)
     if isinstance(live, MutableMapping):
         if not isinstance(node, Mapping):
             raise PlanError(f"{name_of(path)!r} is {type(node).__name__} in {source.path}, and {entry!r} is a mapping")
         return Target(entry, "values", live, path, node)
-    return Target(entry, "stateful", live, path, node, facts)
+    return Target(entry, "stateful", live, path, node)
+
+
+def _weights_target(
+    source: Source, live: nn.Module | Mapping[str, torch.Tensor], path: KeyPath, node: object, entry: str
+) -> Target:
+    """A module or state dict, and its weights: what we saved as a module is that, other trees are searched."""
+    kind: Kind = "module" if isinstance(live, nn.Module) else "tensors"
+    saved = _entry_at(source, path)
+    if saved is not None and saved.kind == "module":
+        return Target(entry, kind, live, path, node, tensors_of(node), saved.facts)
+    found = find_weights(node)
+    path = (*path, *found.path)
+    below = _at(node, found.path)
+    saved = _entry_at(source, path)
+    return Target(entry, kind, live, path, below, found.tensors, {} if saved is None else saved.facts)
+
+
+def _tensors_target(live: Mapping[str, torch.Tensor], path: KeyPath, node: object, entry: str) -> Target:
+    return Target(entry, "tensors", live, path, node, tensors_of(node))
 
 
 def _at(node: object, path: KeyPath) -> object:
@@ -179,11 +195,14 @@ def _at(node: object, path: KeyPath) -> object:
     return node
 
 
-def _facts(source: Source, path: KeyPath) -> Mapping[str, object]:
+def _entry_at(source: Source, path: KeyPath) -> Entry | None:
+    """What our own record says of the entry that a path is exactly."""
     if not isinstance(source, FolderSource):
-        return {}
-    entry = source.record.entries.get(str(path[0]) if path else source.record.whole or "")
-    return {} if entry is None else entry.facts
+        return None
+    whole = source.record.whole
+    if not path:
+        return None if whole is None else source.record.entries.get(whole)
+    return source.record.entries.get(str(path[0])) if len(path) == 1 and whole is None else None
 
 
 def _optimizer_entry(source: Source) -> str | KeyPath:

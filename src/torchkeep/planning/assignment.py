@@ -1,0 +1,200 @@
+"""Find which leftover tensors are the same under other names: by beginnings, by order, by likeness."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import groupby, islice
+
+MAX_CHANGES = 40
+MAX_COMPARED = 20_000
+MAX_RIVALS = 8
+MIN_EXPLAINED = 2
+MIN_LIKENESS = 0.4
+MIN_TYPO_LIKENESS = 0.8
+
+
+def assign(
+    checkpoint: Mapping[str, Hashable], model: Mapping[str, Hashable], settled: Collection[str] = ()
+) -> dict[str, str]:
+    """Checkpoint names to model names that are likely one tensor; what is ambiguous is left out.
+
+    Args:
+        checkpoint: Leftover names, in order, to what must be equal for two to be one tensor: shape and dtype.
+        model: The same of the other side.
+        settled: Names that are on both sides. A module with one of them is there: its leftovers belong to no other.
+    """
+    left, right = dict(checkpoint), dict(model)
+    modules = frozenset(stem for name in settled if (stem := name.rpartition(".")[0]))
+    assigned = _assign_by_beginnings(left, right, modules)
+    for old, new in assigned.items():
+        del left[old], right[new]
+    return assigned | _assign_by_similarity(left, right, modules)
+
+
+def _may_be_one(old: str, new: str, modules: Collection[str]) -> bool:
+    old_module, new_module = old.rpartition(".")[0], new.rpartition(".")[0]
+    return old_module == new_module or not (old_module in modules or new_module in modules)
+
+
+def _assign_by_beginnings(
+    left: Mapping[str, Hashable], right: Mapping[str, Hashable], modules: Collection[str]
+) -> dict[str, str]:
+    """Pairs that one change at the beginning of many names explains, the change that explains most first."""
+    assigned: dict[str, str] = {}
+    ends: dict[tuple[str, Hashable], list[str]] = defaultdict(list)
+    for name, like in right.items():
+        for ending in _ends(name):
+            ends[ending, like].append(name)
+    votes: Counter[tuple[str, str]] = Counter()
+    for name, like in left.items():
+        end = next((end for end in _ends(name) if (end, like) in ends), None)
+        if end is not None:
+            cut = len(end)
+            others = (other for other in ends[end, like] if _may_be_one(name, other, modules))
+            first = islice(others, MAX_RIVALS)
+            votes.update((name[: len(name) - cut], other[: len(other) - cut]) for other in first)
+    changes = [change for change, _ in votes.most_common(MAX_CHANGES)]
+    open_left, open_right = dict(left), dict(right)
+    while changes:
+        explained = {change: _explained(change, open_left, open_right, modules) for change in changes}
+        best = max(changes, key=lambda change: (len(explained[change]), -len(change[0]) - len(change[1])))
+        changes.remove(best)
+        if len(explained[best]) < MIN_EXPLAINED:
+            break
+        rivals = [
+            change
+            for change in changes
+            if len(explained[change]) == len(explained[best]) and _contradict(explained[change], explained[best])
+        ]
+        if not rivals:
+            assigned |= explained[best]
+        # Of rivals none is right: what they claim stays open for what names alone can tell.
+        for change in [best, *rivals]:
+            for old, new in explained[change].items():
+                open_left.pop(old, None)
+                open_right.pop(new, None)
+    return assigned
+
+
+def _ends(name: str) -> list[str]:
+    segments = name.split(".")
+    return [".".join(segments[cut:]) for cut in range(len(segments))]
+
+
+def _explained(
+    change: tuple[str, str], left: Mapping[str, Hashable], right: Mapping[str, Hashable], modules: Collection[str]
+) -> dict[str, str]:
+    old, new = change
+    moved = {name: new + name[len(old) :] for name in left if name.startswith(old)}
+    return {
+        name: target
+        for name, target in moved.items()
+        if target in right and right[target] == left[name] and _may_be_one(name, target, modules)
+    }
+
+
+def _contradict(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    if any(one[name] != other[name] for name in one.keys() & other.keys()):
+        return True
+    claimed = {target: name for name, target in one.items()}
+    return any(claimed.get(target, name) != name for name, target in other.items())
+
+
+@dataclass(frozen=True, slots=True)
+class _Features:
+    """What the likeness of names is computed from."""
+
+    name: str
+    stem: str
+    last: str
+    numbers: tuple[str, ...]
+    trigrams: frozenset[str]
+
+    @classmethod
+    def of(cls, name: str) -> _Features:
+        """The features of one name."""
+        stem, _, last = name.rpartition(".")
+        return cls(name, stem, last, tuple(re.findall(r"\d+", name)), _trigrams(stem))
+
+
+def _assign_by_similarity(
+    left: Mapping[str, Hashable], right: Mapping[str, Hashable], modules: Collection[str]
+) -> dict[str, str]:
+    """Pairs inside buckets of equal tensors, the likeliest of all first; a tie leaves all that take part in it out."""
+    found_likely = (found for found in _scores(left, right) if _may_be_one(found[1], found[2], modules))
+    scored = sorted(found_likely, key=lambda found: -found[0])
+    assigned: dict[str, str] = {}
+    gone: set[tuple[str, str]] = set()
+    for _, group in groupby(scored, key=lambda found: found[0]):
+        equals = [(old, new) for _, old, new in group if ("left", old) not in gone and ("right", new) not in gone]
+        olds, news = Counter(old for old, _ in equals), Counter(new for _, new in equals)
+        for old, new in equals:
+            gone |= {("left", old), ("right", new)}
+            if olds[old] == news[new] == 1:
+                assigned[old] = new
+    return {name: assigned[name] for name in left if name in assigned}
+
+
+def _scores(left: Mapping[str, Hashable], right: Mapping[str, Hashable]) -> Iterator[tuple[float, str, str]]:
+    """Every pair of equal tensors that may be one, with how likely it is; in big buckets only where numbers agree."""
+    aligned = _aligned_by_order(left, right)
+    buckets: dict[Hashable, tuple[list[_Features], list[_Features]]] = defaultdict(lambda: ([], []))
+    for side, names in enumerate((left, right)):
+        for name, like in names.items():
+            buckets[like][side].append(_Features.of(name))
+    for olds, news in buckets.values():
+        lasts = {new.last for new in news}
+        by_numbers: dict[tuple[str, ...], list[_Features]] = defaultdict(list)
+        for new in news:
+            by_numbers[new.numbers].append(new)
+        many = len(olds) * len(news) > MAX_COMPARED
+        for old in olds:
+            for new in by_numbers[old.numbers] if many else news:
+                in_order = aligned.get(old.name) == new.name and (old.last == new.last or old.last not in lasts)
+                if in_order or (old.last == new.last and _is_likely(old.stem, new.stem)):
+                    likeness = 1.0 if _is_inside(old.stem, new.stem) else _likeness(old.trigrams, new.trigrams)
+                    likeness += 0.2 * (old.last == new.last) + 0.1 * (old.numbers == new.numbers) + 0.5 * in_order
+                    yield round(likeness, 6), old.name, new.name
+
+
+def _is_likely(old_stem: str, new_stem: str) -> bool:
+    """Whether two modules may be one by their names alone: by their ends, or by what follows where they part."""
+    if _is_inside(old_stem, new_stem):
+        return True
+    old, new = old_stem.split("."), new_stem.split(".")
+    if old[-1] == new[-1]:
+        return True
+    while old and new and old[0] == new[0]:
+        del old[0], new[0]
+    return _likeness(_trigrams(".".join(old)), _trigrams(".".join(new))) >= MIN_LIKENESS
+
+
+def _is_inside(one: str, other: str) -> bool:
+    """Whether one is the other, or the other inside something."""
+    longer, shorter = (one, other) if len(one) > len(other) else (other, one)
+    return longer == shorter or not shorter or longer.endswith(f".{shorter}")
+
+
+def _likeness(one: frozenset[str], other: frozenset[str]) -> float:
+    return 2 * len(one & other) / (len(one) + len(other))
+
+
+def _trigrams(text: str) -> frozenset[str]:
+    padded = f".{text}."
+    return frozenset(padded[index : index + 3] for index in range(max(len(padded) - 2, 1)))
+
+
+def _aligned_by_order(left: Mapping[str, Hashable], right: Mapping[str, Hashable]) -> dict[str, str]:
+    """Pairs by position, when both sides are the same structure: what both have as often is in the same order."""
+    lefts, rights = Counter(left.values()), Counter(right.values())
+    olds = [name for name, like in left.items() if lefts[like] == rights[like]]
+    news = [name for name, like in right.items() if lefts[like] == rights[like]]
+    if [left[name] for name in olds] != [right[name] for name in news]:
+        return {}
+    if len(olds) == 1 and SequenceMatcher(None, olds[0], news[0], autojunk=False).ratio() < MIN_TYPO_LIKENESS:
+        return {}
+    return dict(zip(olds, news, strict=True))

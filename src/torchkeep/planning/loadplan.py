@@ -1,0 +1,227 @@
+"""What a load will do, decided before anything is touched: a frozen plan that can be read, changed and executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from torchkeep.errors import PlanError
+from torchkeep.planning import report
+from torchkeep.planning.match import match, rename
+from torchkeep.planning.rows import Pair, Row, Status
+from torchkeep.planning.rules import Rename, Rule
+from torchkeep.planning.suggest import suggest
+from torchkeep.tensors import TensorSpec
+
+Executor: TypeAlias = Callable[["LoadPlan", bool], object]
+
+
+@dataclass(frozen=True, repr=False)
+class LoadPlan:
+    """What becomes of every tensor of a checkpoint and of the objects it should go into. Made by `make_plan`.
+
+    Attributes:
+        source: The path that people know the checkpoint by.
+        pairs: What is matched with what, by entry.
+        rules: In the order they act.
+        rows: One per tensor: by pair, the model's order first, then what is only in the checkpoint.
+        collisions: Names that several checkpoint tensors would get, one line each; such a plan never applies.
+        idle_rules: The parts of the rules that matched nothing.
+        executor: What carries the plan out; bound by whoever has the objects.
+
+    Example:
+        >>> spec = TensorSpec("float32", (10, 4))
+        >>> pair = Pair({"head.weight": spec}, {"fc.weight": spec}, "module", "Net")
+        >>> plan = make_plan({"": pair}, [Rename("^head", "fc")], source="ckpt")
+        >>> plan.coverage, plan.matched_count, plan.fresh
+        (1.0, 1, ())
+    """
+
+    source: str
+    pairs: Mapping[str, Pair]
+    rules: tuple[Rule, ...]
+    rows: tuple[Row, ...]
+    collisions: tuple[str, ...] = ()
+    idle_rules: tuple[Rule, ...] = ()
+    executor: Executor | None = field(default=None, compare=False)
+
+    @property
+    def coverage(self) -> float:
+        """The share of the models' elements that is matched; 1.0 when there are none. Optimizers do not count."""
+        model_rows = [row for row in self._counting_rows() if row.model is not None]
+        return _share([row for row in model_rows if row.status is Status.MATCHED], model_rows, "model")
+
+    @property
+    def matched_count(self) -> int:
+        """How many of the models' tensors are matched. Optimizers do not count."""
+        return sum(row.status is Status.MATCHED for row in self._counting_rows())
+
+    @property
+    def model_count(self) -> int:
+        """How many tensors the models have. Optimizers do not count."""
+        return sum(row.model is not None for row in self._counting_rows())
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Names in the model that arrive; with several models ``"entry.name"``."""
+        return tuple(self._model_name(row) for row in self._counting_rows() if row.status is Status.MATCHED)
+
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """Names in the model that are left as they are; with several models ``"entry.name"``."""
+        rows = (row for row in self._counting_rows() if row.model is not None and row.status is not Status.MATCHED)
+        return tuple(self._model_name(row) for row in rows)
+
+    def suggest(self) -> tuple[Rule, ...]:
+        """The few rules that, after the plan's own, would make it fit in strict mode; none when it fits."""
+        return suggest(self)
+
+    def with_rules(self, *rules: Rule) -> LoadPlan:
+        """This plan with more rules after its own; the same executor."""
+        return replace(make_plan(self.pairs, (*self.rules, *rules), source=self.source), executor=self.executor)
+
+    def require(self, *, coverage: float) -> LoadPlan:
+        """Return this plan if at least that share of the model's elements is matched.
+
+        Raises:
+            ValueError: `coverage` is not between 0 and 1.
+            PlanError: Less is matched, or names collide; it says what is not.
+        """
+        _require_share("coverage", coverage)
+        self._refuse_collisions()
+        if self.coverage < coverage:
+            raise report.too_little(self, f"{report.percent(self.coverage)} of the model's elements", coverage)
+        return self
+
+    def check(self, *, strict: bool, min_coverage: float = 0.5) -> None:
+        """Return if a load may go ahead.
+
+        Args:
+            strict: Refuse every difference. Else refuse a dtype that would narrow, and a pair in which less than
+                `min_coverage` of the model and of the checkpoint's entry, by elements not skipped, is matched.
+            min_coverage: From 0 to 1.
+
+        Raises:
+            ValueError: `min_coverage` is not between 0 and 1.
+            PlanError: It does not fit; every difference is named.
+        """
+        _require_share("min_coverage", min_coverage)
+        self._refuse_collisions()
+        if any(row.differs and (strict or row.status is Status.DTYPE_DIFFERS) for row in self.rows):
+            raise report.does_not_fit(self, strict=strict)
+        if strict:
+            return
+        for entry, pair in self.pairs.items():
+            rows = [row for row in self.rows if row.entry == entry and row.status is not Status.SKIPPED]
+            matched = [row for row in rows if row.status is Status.MATCHED]
+            of_model, of_checkpoint = _share(matched, rows, "model"), _share(matched, rows, "checkpoint")
+            if pair.counts and max(of_model, of_checkpoint) < min_coverage:
+                found = (
+                    f"{report.percent(of_model)} of {pair.target}, {report.percent(of_checkpoint)} of the checkpoint"
+                )
+                raise report.too_little(self, found, min_coverage)
+
+    def apply(self, *, strict: bool = True, min_coverage: float = 0.5) -> object:
+        """Carry the plan out, after `check`; returns what the executor returns.
+
+        Raises:
+            PlanError: It does not fit, or nothing can carry it out. Nothing was touched.
+        """
+        self.check(strict=strict, min_coverage=min_coverage)
+        if self.executor is None:
+            raise PlanError(
+                f"the plan for {self.source} holds no objects to load into",
+                remedy="make it with torchkeep.plan(path, into=...), then apply it",
+            )
+        return self.executor(self, strict)
+
+    def to_dict(self) -> dict[str, object]:
+        """The plan as plain values for JSON, ``schema`` 1."""
+        return {
+            "schema": 1,
+            "source": self.source,
+            "coverage": self.coverage,
+            "tensors": {"matched": self.matched_count, "total": self.model_count},
+            "rules": [repr(rule) for rule in self.rules],
+            "rows": [_row_dict(row) for row in self.rows],
+        }
+
+    def __str__(self) -> str:
+        return report.render(self)
+
+    def __repr__(self) -> str:
+        return f"<LoadPlan {report.summary(self)}>"
+
+    def _counting_rows(self) -> Iterator[Row]:
+        return (row for row in self.rows if self.pairs[row.entry].counts)
+
+    def _model_name(self, row: Row) -> str:
+        several = sum(pair.counts for pair in self.pairs.values()) > 1
+        return f"{row.entry}.{row.name}" if several else row.name
+
+    def _refuse_collisions(self) -> None:
+        if self.collisions:
+            raise report.collides(self)
+
+
+def make_plan(pairs: Mapping[str, Pair], rules: Sequence[Rule], *, source: str) -> LoadPlan:
+    """Match every pair under the rules; never raises because things do not fit.
+
+    Args:
+        pairs: Entry to what is laid side by side; the key "" when there is just one that needs no name.
+        rules: In the order they act: renames one after the other, then the others on the resulting names.
+        source: The path that people know the checkpoint by.
+    """
+    matchings = {entry: match(entry, pair, rules) for entry, pair in pairs.items()}
+    rows = tuple(row for matching in matchings.values() for row in matching.rows)
+    return LoadPlan(
+        source=source,
+        pairs=dict(pairs),
+        rules=tuple(rules),
+        rows=rows,
+        collisions=tuple(
+            f"{entry}: {collision}" if entry else collision
+            for entry, matching in matchings.items()
+            for collision in matching.collisions
+        ),
+        idle_rules=tuple(_idle(pairs, rules, rows)),
+    )
+
+
+def _idle(pairs: Mapping[str, Pair], rules: Sequence[Rule], rows: Sequence[Row]) -> Iterator[Rule]:
+    """What of the rules matched nothing. A rename sees what those before it made, the rest see resulting names."""
+    for index, rule in enumerate(rules):
+        entries = [entry for entry in pairs if rule.acts_on(entry)]
+        if isinstance(rule, Rename):
+            seen = (rename(pairs[entry].checkpoint, rules[:index], entry).values() for entry in entries)
+            yield from rule.idle({name for names in seen for name in names})
+        else:
+            yield from rule.idle({row.name for row in rows if row.entry in entries})
+
+
+def _share(matched: Sequence[Row], rows: Sequence[Row], side: str) -> float:
+    total = sum(spec.numel for row in rows if (spec := getattr(row, side)) is not None)
+    return sum(spec.numel for row in matched if (spec := getattr(row, side)) is not None) / total if total else 1.0
+
+
+def _require_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is a share from 0 to 1; not {value!r}")
+
+
+def _row_dict(row: Row) -> dict[str, object]:
+    return {
+        "entry": row.entry,
+        "name": row.name,
+        "checkpoint_name": row.checkpoint_name,
+        "status": row.status.value,
+        "changes": [change.value for change in row.changes],
+        "reason": row.reason,
+        "checkpoint": _spec_dict(row.checkpoint),
+        "model": _spec_dict(row.model),
+    }
+
+
+def _spec_dict(spec: TensorSpec | None) -> dict[str, object] | None:
+    return None if spec is None else {"dtype": spec.dtype, "shape": list(spec.shape)}

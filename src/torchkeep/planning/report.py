@@ -1,0 +1,241 @@
+"""A plan as text: the report that people read before a load, and the error when it does not fit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torchkeep.errors import PlanError
+from torchkeep.planning.rows import DIFFERENCES, Change, Row, Status
+from torchkeep.planning.subtrees import Subtree, fold
+from torchkeep.tensors import TensorSpec, format_bytes
+
+if TYPE_CHECKING:
+    from torchkeep.planning.loadplan import LoadPlan
+
+MAX_ERROR_LINES = 20
+MAX_SECTION_LINES = 12
+MAX_HINT_WIDTH = 100
+
+
+def summary(plan: LoadPlan) -> str:
+    """One line: where from, where to, how much."""
+    counted = f"{plan.matched_count:,} of {plan.model_count:,} tensors matched"
+    return f"{plan.source} -> {_targets(plan)}: {counted}, {percent(plan.coverage)} of the model's elements"
+
+
+def render(plan: LoadPlan) -> str:
+    """The whole plan: differences first, then what changes on the way, then what simply loads."""
+    counted = f"{plan.matched_count:,} of {plan.model_count:,} tensors matched"
+    lines = [f"{plan.source} -> {_targets(plan)}"]
+    if any(pair.counts for pair in plan.pairs.values()):
+        lines.append(f"  {counted}, {percent(plan.coverage)} of the model's elements")
+    for entry, pair in plan.pairs.items():
+        label = f"{entry}: " if entry else ""
+        if not pair.counts:
+            rows = [row for row in plan.rows if row.entry == entry and row.model is not None]
+            matched = sum(row.status is Status.MATCHED for row in rows)
+            lines.append(f"  {label}state of {matched:,} of {len(rows):,} parameters matched")
+        if pair.origin and pair.origin != entry:
+            lines.append(f"  {label}taken from {pair.origin}")
+        if pair.note:
+            lines.append(f"  {label}{pair.note}")
+    lines.extend(f"  collision: {collision}" for collision in plan.collisions)
+    sections = [
+        *(_section(plan, status, _difference_cells) for status in DIFFERENCES),
+        _section(plan, Status.SKIPPED, _skipped_cells),
+        list(_change_cells(plan)),
+        _section(plan, Status.MATCHED, _matched_cells),
+    ]
+    lines.extend(_aligned([cells for section in sections for cells in _at_most(section, MAX_SECTION_LINES)]))
+    lines.extend(f"  {rule!r} matched nothing" for rule in plan.idle_rules)
+    return "\n".join(lines)
+
+
+def does_not_fit(plan: LoadPlan, *, strict: bool) -> PlanError:
+    """The error that names every difference; not strict, only those that no choice but a `Cast` accepts."""
+    statuses = DIFFERENCES if strict else (Status.DTYPE_DIFFERS,)
+    cells = [line for status in statuses for line in _section(plan, status, _error_cells)]
+    count = sum(row.status in statuses for row in plan.rows)
+    total = sum(row.status is not Status.SKIPPED for row in plan.rows)
+    return _refusal(plan, f"{count:,} of {total:,} tensors do not fit", _aligned(_at_most(cells, MAX_ERROR_LINES)))
+
+
+def too_little(plan: LoadPlan, found: str, required: float) -> PlanError:
+    """The error that a load would reach too little."""
+    cells = [line for status in DIFFERENCES for line in _section(plan, status, _error_cells)]
+    what = f"only {found} found a place, {percent(required)} is required"
+    return _refusal(plan, what, _aligned(_at_most(cells, MAX_ERROR_LINES)))
+
+
+def collides(plan: LoadPlan) -> PlanError:
+    """The error that several tensors would get one name."""
+    count = len(plan.collisions)
+    what = "1 name is claimed more than once" if count == 1 else f"{count:,} names are claimed more than once"
+    return _refusal(plan, what, [f"  {text}" for text in plan.collisions])
+
+
+def percent(share: float) -> str:
+    """A share as people read it, never rounded up: 100 % is all.
+
+    Example:
+        >>> percent(0.99996), percent(1.0), percent(0.9941)
+        ('99.9 %', '100 %', '99.4 %')
+    """
+    return "100 %" if share >= 1 else f"{int(share * 1000 + 1e-9) / 10:.1f} %"
+
+
+def _refusal(plan: LoadPlan, what: str, lines: Iterable[str]) -> PlanError:
+    return PlanError(
+        f"cannot load {plan.source} into {_targets(plan)}: {what}",
+        faults=[line.removeprefix("  ") for line in lines],
+        remedy=_hint(plan),
+    )
+
+
+def _hint(plan: LoadPlan) -> str:
+    rules = plan.suggest()
+    if plan.model_count and not plan.with_rules(*rules).matched_count:
+        return "nothing in it fits: is this the checkpoint, and the entry of it, that was meant?"
+    if not rules:
+        return "skip less, or ask for less coverage"
+    line = f"load(..., rules=[{', '.join(map(repr, rules))}])"
+    if len(line) <= MAX_HINT_WIDTH:
+        return line
+    return "\n".join(["load(..., rules=[", *(f"      {rule!r}," for rule in rules), "  ])"])
+
+
+def _targets(plan: LoadPlan) -> str:
+    return ", ".join(dict.fromkeys(pair.target for pair in plan.pairs.values())) or "nothing"
+
+
+def _section(
+    plan: LoadPlan, status: Status, cells_of: Callable[[LoadPlan, Subtree, Sequence[Row]], list[str]]
+) -> list[list[str]]:
+    """Lines of cells for all rows of one status: a shape that differs is said for each, the rest by subtree."""
+    section: list[list[str]] = []
+    for entry in plan.pairs:
+        rows = [row for row in plan.rows if row.entry == entry and row.status is status]
+        others = {row.name for row in plan.rows if row.entry == entry} - {row.name for row in rows}
+        by_name: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            by_name[row.name].append(row)
+        singly = status is Status.SHAPE_DIFFERS and len(rows) <= MAX_SECTION_LINES
+        subtrees = [Subtree(name, name, (name,)) for name in by_name] if singly else fold(by_name, others)
+        for subtree in subtrees:
+            members = [row for name in subtree.names for row in by_name[name]]
+            label, *rest = cells_of(plan, subtree, members)
+            prefix = f"{entry}: " if entry and len(plan.pairs) > 1 else ""
+            section.append([label, prefix + subtree.label, *rest])
+    return section
+
+
+def _error_cells(plan: LoadPlan, subtree: Subtree, rows: Sequence[Row]) -> list[str]:
+    del plan
+    sides = {_sides(row) for row in rows}
+    if len(sides) == 1 and (both := sides.pop()) is not None:
+        counted = [_count(rows)] if len(rows) > 1 else []
+        return [_label(rows[0].status), f"checkpoint {both[0]}", f"model {both[1]}", *counted]
+    return [_label(rows[0].status), _amount(subtree, rows)]
+
+
+def _difference_cells(plan: LoadPlan, subtree: Subtree, rows: Sequence[Row]) -> list[str]:
+    sides = {_sides(row) for row in rows}
+    if len(sides) == 1 and (both := sides.pop()) is not None:
+        counted = f", {_count(rows)}" if len(rows) > 1 else ""
+        return [_label(rows[0].status), f"{both[0]} -> {both[1]}{counted}", _consequence(plan, rows)]
+    return [_label(rows[0].status), _amount(subtree, rows), _consequence(plan, rows)]
+
+
+def _skipped_cells(plan: LoadPlan, subtree: Subtree, rows: Sequence[Row]) -> list[str]:
+    return ["skipped", _amount(subtree, rows), _consequence(plan, rows)]
+
+
+def _matched_cells(plan: LoadPlan, subtree: Subtree, rows: Sequence[Row]) -> list[str]:
+    del plan
+    return ["matched", _amount(subtree, rows)]
+
+
+def _change_cells(plan: LoadPlan) -> Iterator[list[str]]:
+    """What happens to matched tensors on the way, alike changes in one line."""
+    renamed: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    others: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in plan.rows:
+        if Change.RENAMED in row.changes and row.checkpoint_name is not None:
+            renamed[_differing_beginnings(row.checkpoint_name, row.name)].append(row)
+        if Change.CAST in row.changes and row.checkpoint is not None and row.model is not None:
+            others["cast", f"{row.checkpoint.dtype} -> {row.model.dtype}"].append(row)
+        if Change.ADAPTED in row.changes:
+            others["adapted", "one element -> scalar"].append(row)
+    for (old, new), rows in renamed.items():
+        alone = len(rows) == 1
+        name = f"{rows[0].checkpoint_name} -> {rows[0].name}" if alone else f"{old}* -> {new}*"
+        yield ["renamed", name, _count(rows)]
+    for (label, step), rows in others.items():
+        yield [label, rows[0].name if len(rows) == 1 else step, step if len(rows) == 1 else _count(rows)]
+
+
+def _differing_beginnings(old: str, new: str) -> tuple[str, str]:
+    """Two names without the segments that both end in."""
+    left, right = old.split("."), new.split(".")
+    while left and right and left[-1] == right[-1]:
+        left.pop()
+        right.pop()
+    return "".join(f"{segment}." for segment in left), "".join(f"{segment}." for segment in right)
+
+
+def _sides(row: Row) -> tuple[str, str] | None:
+    """What differs in two tensors that belong together, as text; None when there is only one."""
+    if row.checkpoint is None or row.model is None:
+        return None
+    if row.status is Status.DTYPE_DIFFERS:
+        return row.checkpoint.dtype, row.model.dtype
+    return str(row.checkpoint.shape), str(row.model.shape)
+
+
+def _consequence(plan: LoadPlan, rows: Sequence[Row]) -> str:
+    if all(row.model is None for row in rows):
+        return "not loaded"
+    said = plan.pairs[rows[0].entry].unloaded
+    return (
+        said.replace("stays at its initial value", "stay at initial values").replace("starts", "start")
+        if len(rows) > 1
+        else said
+    )
+
+
+def _amount(subtree: Subtree, rows: Sequence[Row]) -> str:
+    specs = [spec for row in rows if (spec := row.model or row.checkpoint) is not None]
+    if subtree.label == rows[0].name and len(rows) == 1:
+        return _spec_text(specs[0]) if specs else ""
+    return f"{_count(rows)}, {format_bytes(sum(spec.nbytes for spec in specs))}"
+
+
+def _spec_text(spec: TensorSpec) -> str:
+    return f"{spec.dtype} {spec.shape}"
+
+
+def _count(rows: Sequence[Row]) -> str:
+    return f"{len(rows):,} tensor{'s' if len(rows) != 1 else ''}"
+
+
+def _label(status: Status) -> str:
+    return status.value.replace("_", " ")
+
+
+def _at_most(lines: Sequence[list[str]], limit: int) -> list[list[str]]:
+    if len(lines) <= limit:
+        return list(lines)
+    return [*lines[: limit - 1], [lines[limit - 1][0], f"... and {len(lines) - limit + 1:,} more like these"]]
+
+
+def _aligned(lines: Sequence[list[str]]) -> list[str]:
+    """Cells in columns of equal width, three spaces apart, indented by two."""
+    widths: dict[int, int] = defaultdict(int)
+    for cells in lines:
+        for column, cell in enumerate(cells[:-1]):
+            widths[column] = max(widths[column], len(cell))
+    return [
+        "  " + "   ".join(cell.ljust(widths[column]) for column, cell in enumerate(cells)).rstrip() for cells in lines
+    ]

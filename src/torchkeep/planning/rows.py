@@ -1,0 +1,98 @@
+"""The nouns of a plan: what is laid side by side, and what becomes of each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+from torchkeep.tensors import TensorSpec
+
+Kind: TypeAlias = Literal["module", "optimizer", "tensors"]
+
+
+class Status(StrEnum):
+    """What becomes of a tensor."""
+
+    MATCHED = "matched"
+    SKIPPED = "skipped"
+    ONLY_IN_MODEL = "only_in_model"
+    ONLY_IN_CHECKPOINT = "only_in_checkpoint"
+    SHAPE_DIFFERS = "shape_differs"
+    DTYPE_DIFFERS = "dtype_differs"
+
+
+class Change(StrEnum):
+    """How a matched tensor arrives other than as it was saved."""
+
+    RENAMED = "renamed"
+    CAST = "cast"
+    ADAPTED = "adapted"
+
+
+DIFFERENCES = (Status.SHAPE_DIFFERS, Status.ONLY_IN_MODEL, Status.ONLY_IN_CHECKPOINT, Status.DTYPE_DIFFERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two sides to be matched: one entry of a checkpoint, and the object it should go into.
+
+    Attributes:
+        checkpoint: Name to spec, in order. None where the shape is unknown; it fits anything.
+        model: Name to spec, in order.
+        kind: For ``"optimizer"`` the names are parameters', dtypes are not compared and nothing counts as coverage.
+        target: The class that people know the object by: ``"GPT"``.
+        origin: The path of the entry in the checkpoint: ``"model.state_dict"``, or "" for the whole of it.
+        note: One more line for the report.
+        optional: Names in the model that it does without when the checkpoint has none (torch's own loading fills
+            them): they are skipped then, and are no difference.
+    """
+
+    checkpoint: Mapping[str, TensorSpec | None]
+    model: Mapping[str, TensorSpec]
+    kind: Kind
+    target: str
+    origin: str = ""
+    note: str = ""
+    optional: Collection[str] = ()
+
+    @property
+    def counts(self) -> bool:
+        """Whether its tensors count towards coverage."""
+        return self.kind != "optimizer"
+
+    @property
+    def unloaded(self) -> str:
+        """What happens to something in the model that gets nothing."""
+        return "starts without optimizer state" if self.kind == "optimizer" else "stays at its initial value"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tensor of the plan; every name of either side is in exactly one row.
+
+    Attributes:
+        entry: The key of its `Pair`.
+        name: The model's name, or the checkpoint's after the rules when it exists only there.
+        checkpoint_name: The name in the file; None when it exists only in the model.
+        status: What becomes of it.
+        changes: How it arrives other than as saved.
+        checkpoint: What the file holds; None when absent or unknown.
+        model: What the model has; None when absent.
+        reason: Why, and what happens.
+    """
+
+    entry: str
+    name: str
+    checkpoint_name: str | None
+    status: Status
+    changes: tuple[Change, ...]
+    checkpoint: TensorSpec | None
+    model: TensorSpec | None
+    reason: str
+
+    @property
+    def differs(self) -> bool:
+        """Whether a strict load refuses because of it."""
+        return self.status in DIFFERENCES

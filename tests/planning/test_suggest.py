@@ -1,0 +1,163 @@
+"""Suggested rules are few, right, and make the plan fit."""
+
+import time
+
+import pytest
+
+from torchkeep.planning import Pair, make_plan
+from torchkeep.rules import Rename, Skip
+from torchkeep.tensors import TensorSpec
+
+
+def spec(*shape, dtype="float32"):
+    return TensorSpec(dtype, shape)
+
+
+def resnet(prefix="", *, layer="layer", head="fc", classes=10):
+    tensors = {f"{prefix}conv1.weight": spec(64, 3, 7, 7)}
+    for stage in range(1, 5):
+        for block in range(2):
+            for part in (1, 2):
+                tensors[f"{prefix}{layer}{stage}.{block}.conv{part}.weight"] = spec(64 * stage, 64, 3, 3)
+                for name in ("weight", "bias", "running_mean", "running_var"):
+                    tensors[f"{prefix}{layer}{stage}.{block}.bn{part}.{name}"] = spec(64 * stage)
+    return {**tensors, f"{prefix}{head}.weight": spec(classes, 512), f"{prefix}{head}.bias": spec(classes)}
+
+
+def gpt(root, blocks, layers=4):
+    parts = {"ln_1.weight": (64,), "ln_1.bias": (64,), "attn.weight": (64, 192), "ln_2.weight": (64,)}
+    found = {f"{root}.wte.weight": spec(1000, 64)}
+    return found | {f"{root}.{blocks}.{i}.{name}": spec(*shape) for i in range(layers) for name, shape in parts.items()}
+
+
+def norms(first, second):
+    return {f"{part}.LayerNorm.{name}": spec(4) for part in ("a", "b") for name in (first, second)}
+
+
+def suggested(checkpoint, model, *rules):
+    plan = make_plan({"": Pair(checkpoint, model, "module", "Net")}, rules, source="ckpt")
+    found = plan.suggest()
+    plan.with_rules(*found).check(strict=True)
+    return [repr(rule) for rule in found]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "model", "rules"),
+    [
+        (resnet(), resnet(), []),
+        (resnet("backbone."), resnet(), [r'Rename(r"^backbone\.", "")']),
+        (resnet(), resnet("net.encoder."), ['Rename("^", "net.encoder.")']),
+        (resnet("a.b."), resnet("c."), [r'Rename(r"^a\.b\.", "c.")']),
+        (resnet("backbone.", classes=1000), resnet(), [r'Rename(r"^backbone\.", "")', 'Skip("fc")']),
+        (resnet(head="fc", classes=1000), resnet(head="fclass"), ['Skip("fclass")', 'Skip("fc")']),
+        (resnet(head="clasifier"), resnet(head="classifier"), [r'Rename(r"^clasifier\.", "classifier.")']),
+        (resnet(layer="layer"), resnet(layer="block"), ['Rename("^layer", "block")']),
+        (
+            gpt("transformer", "h"),
+            gpt("model", "layers"),
+            ['Rename("^transformer", "model")', r'Rename(r"^model\.h\.", "model.layers.")'],
+        ),
+        (
+            norms("gamma", "beta"),
+            norms("weight", "bias"),
+            [r'Rename(r"\.beta$", ".bias")', r'Rename(r"\.gamma$", ".weight")'],
+        ),
+        ({"fc.wieght": spec(3, 4)}, {"fc.weight": spec(3, 4)}, ['Rename({"fc.wieght": "fc.weight"})']),
+        (
+            {f"h.{i}.{part}": spec(2) for i in range(9) for part in ("w", "attn.mask")},
+            {f"h.{i}.w": spec(2) for i in range(9)},
+            ['Skip("h.*.attn.*")'],
+        ),
+        ({"a.w": spec(2), "b.w": spec(3)}, {"a.w": spec(2, dtype="float16"), "b.w": spec(3)}, ['Cast("a")']),
+        (
+            {f"{part}.w": spec(2) for part in "abcdef"},
+            {f"{part}.w": spec(2, dtype="float16") for part in "abcdef"},
+            ["Cast()"],
+        ),
+    ],
+)
+def test_few_rules_explain_what_differs(checkpoint, model, rules):
+    found = suggested(checkpoint, model)
+    assert found == rules
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "model"),
+    [
+        # Two networks that both have all of it.
+        ({**resnet("teacher."), **resnet("student.")}, resnet()),
+        # Two tensors that are alike, and nothing in their names.
+        ({"x.weight": spec(8)}, {"left.weight": spec(8), "right.weight": spec(8)}),
+        # The bias of a module that is there is not the bias of a module that is new.
+        (
+            {"a.out.weight": spec(8, 8), "a.out.bias": spec(8)},
+            {"a.out.weight": spec(8, 8), "a.outer.bias": spec(8), "a.outer.weight": spec(8)},
+        ),
+    ],
+)
+def test_what_is_ambiguous_is_left_out(checkpoint, model):
+    assert not any(rule.startswith("Rename") for rule in suggested(checkpoint, model))
+
+
+def test_a_rename_never_moves_what_already_has_its_place():
+    checkpoint = {**resnet("backbone."), "backbone.queue": spec(7)}
+    model = {**resnet(), "backbone.queue": spec(7)}
+    plan = make_plan({"": Pair(checkpoint, model, "module", "Net")}, [], source="ckpt")
+    fitted = plan.with_rules(*plan.suggest())
+    assert fitted.coverage == 1.0
+    assert "backbone.queue" in fitted.loaded
+    assert all(isinstance(rule, Rename) and len(rule.names) <= 1 for rule in fitted.rules)
+
+
+def test_a_rename_for_a_module_that_would_cost_its_optimizer_a_match_is_not_suggested():
+    side = {"net.a.weight": spec(3, 2), "net.a.bias": spec(3)}
+    pairs = {
+        "model": Pair(side, {"a.weight": spec(3, 2), "a.bias": spec(3)}, "module", "Net"),
+        "optimizer": Pair(side, side, "optimizer", "Adam"),
+    }
+    plan = make_plan(pairs, [], source="ckpt")
+    fitted = plan.with_rules(*plan.suggest())
+    assert not any(isinstance(rule, Rename) for rule in fitted.rules)
+
+
+def test_names_that_collide_are_suggested_to_be_skipped():
+    assert suggested({"a.w": spec(2), "b.w": spec(2)}, {"w": spec(2)}, Rename(r"^[ab]\.", "")) == ['Skip("w")']
+
+
+def test_rules_for_a_module_serve_its_optimizer_and_spare_what_only_the_optimizer_lacks():
+    pairs = {
+        "model": Pair(resnet("net.", classes=5), resnet(), "module", "Net"),
+        "optimizer": Pair(
+            dict.fromkeys(name for name in resnet("net.") if "running" not in name and "conv1.weight" not in name),
+            {name: tensor for name, tensor in resnet().items() if "running" not in name},
+            "optimizer",
+            "Adam",
+        ),
+    }
+    plan = make_plan(pairs, [], source="ckpt")
+    rules = plan.suggest()
+    fitted = plan.with_rules(*rules)
+    fitted.check(strict=True)
+    assert [repr(rule) for rule in rules][:2] == [r'Rename(r"^net\.", "")', 'Skip("fc")']
+    assert all(rule.entry == "optimizer" for rule in rules[2:])
+    assert set(fitted.fresh) == {"fc.weight", "fc.bias"}
+
+
+def test_several_models_get_rules_of_their_own():
+    pairs = {
+        "G": Pair(resnet("net."), resnet(), "module", "G"),
+        "D": Pair(resnet("net."), resnet("net."), "module", "D"),
+    }
+    plan = make_plan(pairs, [], source="ckpt")
+    assert plan.suggest() == (Rename(r"^net\.", "", entry="G"),)
+
+
+def test_a_thousand_tensors_take_less_than_a_second():
+    checkpoint = {f"transformer.h.{i}.part{j}.weight": spec(64) for i in range(100) for j in range(10)}
+    model = {f"model.layers.{i}.block{j}.weight": spec(64) for i in range(100) for j in range(10)}
+    plan = make_plan({"": Pair(checkpoint, {**model, "new": spec(3)}, "module", "Net")}, [], source="ckpt")
+    begin = time.perf_counter()
+    rules = plan.suggest()
+    assert time.perf_counter() - begin < 1
+    assert plan.with_rules(*rules).fresh == ("new",)
+    assert Skip("new") in rules

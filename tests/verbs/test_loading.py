@@ -305,3 +305,14 @@ def test_a_run_folder_is_not_a_checkpoint_and_the_error_names_the_newest(tmp_pat
         manager.save(4)
     with pytest.raises(tk.errors.FormatError, match=r"a run folder with 2 checkpoints(.|\n)*step-00000004"):
         tk.load(tmp_path)
+
+
+def test_loose_tensors_among_entries_are_filled_by_their_keys_and_a_state_dict_is_matched_whole(tmp_path):
+    tk.save({"alpha": torch.ones(2), "beta": torch.ones(1), "epoch": 3}, tmp_path / "mixed")
+    alpha = torch.zeros(2)
+    rest = tk.load(tmp_path / "mixed", into={"alpha": alpha})
+    assert alpha.tolist() == [1, 1]
+    assert list(rest) == ["beta", "epoch"]
+    tk.save({"alpha": torch.ones(2), "beta": torch.ones(1)}, tmp_path / "flat")
+    with pytest.raises(PlanError, match=r"only in checkpoint +beta"):
+        tk.load(tmp_path / "flat", into={"alpha": alpha})

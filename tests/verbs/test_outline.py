@@ -32,8 +32,14 @@ MODULE = {"_parameters": {"weight": T, "bias": None}, "_buffers": {"mean": U}, "
         ({"e": {}, "n": None, "d": {"k": {}}}, ["no tensors", "├─ e  empty", "├─ n  None", "└─ d.k  empty"]),
         (
             {1: "one", (2, 3): b"two", "t": (1, [T])},
-            ["1 tensor, 8 bytes", "├─ 1  'one'", "├─ (2, 3)  b'two'", "└─ t  1 tensor, 8 bytes"]
-            + ["   ├─ 0  1", "   └─ 1.0  float32 (2,)"],
+            [
+                "1 tensor, 8 bytes",
+                "├─ 1  'one'",
+                "├─ (2, 3)  b'two'",
+                "└─ t  1 tensor, 8 bytes",
+                "   ├─ 0  1",
+                "   └─ 1.0  float32 (2,)",
+            ],
         ),
         ({"big": 1 << 20_000}, ["no tensors", "└─ big  an integer of 20,001 bits"]),
         ({"deep": [[[[1]]]]}, ["no tensors", "└─ deep  [[[[...]]]]"]),
@@ -41,8 +47,12 @@ MODULE = {"_parameters": {"weight": T, "bias": None}, "_buffers": {"mean": U}, "
         ({"l": list(range(99))}, ["no tensors", "└─ l  [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16..."]),
         (
             {"m": Described("my.Net", state=MODULE)},
-            ["2 tensors, 20 bytes", "└─ m  Net, 2 tensors, 20 bytes"]
-            + ["   ├─ weight  float32 (2,)", "   └─ mean  float32 (3,)"],
+            [
+                "2 tensors, 20 bytes",
+                "└─ m  Net, 2 tensors, 20 bytes",
+                "   ├─ weight  float32 (2,)",
+                "   └─ mean  float32 (3,)",
+            ],
         ),
         (
             Described("a.B", args=(T, 1), kwargs={"k": U}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -17,8 +18,26 @@ def default_threads() -> int:
 
 
 def in_parallel(action: Callable[[_T], _R], items: Iterable[_T], threads: int) -> list[_R]:
-    """The results of an action on every item, in order; with one thread, in the calling one."""
-    if threads == 1:
-        return [action(item) for item in items]
+    """The results of an action on every item, in order; with one thread, in the calling one.
+
+    An exception of the action is raised here, once the actions under way have ended; no further ones are begun.
+    """
+    waiting = list(items)
+    if threads == 1 or len(waiting) < 2:  # noqa: PLR2004 - one item needs no second thread
+        return [action(item) for item in waiting]
+    results: dict[int, _R] = {}
+    positions = iter(range(len(waiting)))  # shared: each position goes to one worker
+
+    def work() -> None:
+        try:
+            for position in positions:
+                results[position] = action(waiting[position])
+        except BaseException:
+            deque(positions, maxlen=0)  # the others stop after what they have in hand
+            raise
+
     with ThreadPoolExecutor(threads, thread_name_prefix="torchkeep") as pool:
-        return list(pool.map(action, items))
+        workers = [pool.submit(work) for _ in range(min(threads, len(waiting)))]
+        for worker in workers:
+            worker.result()
+    return [results[position] for position in range(len(waiting))]

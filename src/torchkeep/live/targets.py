@@ -127,11 +127,13 @@ _WANTED = "a module, an optimizer, anything with load_state_dict, tensors, or a 
 
 
 def _is_state_dict_for(source: Source, into: Mapping[Any, object]) -> bool:
-    """A mapping of only tensors is one state dict, unless its keys are tensors at the top of the checkpoint."""
+    """A mapping of only tensors is one state dict, unless its keys are those of tensors among other entries."""
     if not into or not all(isinstance(value, torch.Tensor) for value in into.values()):
         return False
     tree = source.tree
-    return not (isinstance(tree, Mapping) and all(isinstance(tree.get(key), TensorSpec) for key in into))
+    if not isinstance(tree, Mapping) or all(isinstance(value, TensorSpec) for value in tree.values()):
+        return True
+    return not all(isinstance(tree.get(key), TensorSpec) for key in into)
 
 
 def _refuse_plain_values(into: Mapping[Any, object]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 from torchkeep.errors import NotFoundError
 from torchkeep.tensors import Described, KeyPath, Source, name_of
@@ -73,19 +73,20 @@ def _search(node: object, parts: list[str], path: KeyPath) -> tuple[KeyPath, obj
     return ((*path, ".".join(parts)), under) if under else None
 
 
-def without(node: object, paths: list[KeyPath]) -> object:
+def without(node: object, paths: Sequence[KeyPath]) -> object:
     """A tree without the nodes at some paths; a path that is a prefix inside a state dict takes all keys under it."""
     if () in paths:
         return {}
     inside = _children(node)
     if inside is None or not paths:
         return node
+    below: dict[Hashable, list[KeyPath]] = {}
+    for path in paths:
+        below.setdefault(path[0], []).append(path[1:])
+    prefixes = tuple(f"{path[0]}." for path in paths if len(path) == 1)
     kept = {}
     for key, value in inside.items():
-        deeper = [path[1:] for path in paths if path[0] == key]
-        ends_here = () in deeper or any(
-            len(path) == 1 and isinstance(key, str) and key.startswith(f"{path[0]}.") for path in paths
-        )
-        if not ends_here:
-            kept[key] = without(value, deeper) if deeper else value
+        if () in below.get(key, ()) or (isinstance(key, str) and key.startswith(prefixes)):
+            continue
+        kept[key] = without(value, below[key]) if key in below else value
     return kept

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torchkeep.folder.parallel import default_threads
 from torchkeep.planning.loadplan import LoadPlan, make_plan
 from torchkeep.planning.paths import without
-from torchkeep.planning.rows import Status
+from torchkeep.planning.rows import Row, Status
 from torchkeep.planning.rules import Rule
 from torchkeep.tensors import Source, TensorSpec, tensors_of
 from torchkeep.verbs.sources import check_bytes, open_source
@@ -200,8 +200,12 @@ def place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: 
 
     built = {t.entry: builder.value(t.node) for t in targets if t.kind in {"stateful", "values"}}
     notes: list[str] = []
+    matched: dict[str, list[Row]] = {target.entry: [] for target in targets}
+    for row in plan.rows:
+        if row.status is Status.MATCHED:
+            matched[row.entry].append(row)
     for target in targets:
-        rows = [row for row in plan.rows if row.entry == target.entry and row.status is Status.MATCHED]
+        rows = matched[target.entry]
         placements = [Placement(row.name, row.checkpoint) for row in rows if row.checkpoint is not None]
         if target.kind == "module":
             extra = {key: builder.value(value) for key, value in target.extra_state().items()}

@@ -34,11 +34,13 @@ def outline(title: str, tree: object) -> str:
     """
     tensors_of(tree)  # Only a tree that this survives may be entered by recursion.
     root = _level(tree, 0)
+    if root.text and not root.children:
+        root = _level({"": tree}, 0)
     rows = _rows(root)
     left = MAX_LINES - 1 - len(rows)
     for with_tensors in (True, False):
         left = _open(rows, left, with_tensors=with_tensors)
-    about = _sizes(root.tensor_count, root.total_bytes) if root.tensor_count else "no tensors"
+    about = root.about() if root.tensor_count else "no tensors"
     return "\n".join([f"{printable(title)}: {about}", *_lines(rows, "")])
 
 
@@ -49,6 +51,8 @@ def printable(text: str) -> str:
         >>> printable("a\x1b[2J")
         'a\\x1b[2J'
     """
+    if text.isprintable():
+        return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
@@ -222,7 +226,7 @@ def _runs(level: _Level, *, exact: bool) -> list[list[tuple[str, _Level]]]:
     runs: list[list[tuple[str, _Level]]] = []
     last: Hashable = None
     for label, child in (level.children or {}).items():
-        number = int(label) if label.isdecimal() and len(label) < MAX_SEGMENTS else None
+        number = _number(label)
         form = None if number is None else (child.form(exact=exact or not child.tensor_count))
         if number is not None and runs and form == last and runs[-1][-1][0] == str(number - 1):
             runs[-1].append((label, child))
@@ -230,6 +234,11 @@ def _runs(level: _Level, *, exact: bool) -> list[list[tuple[str, _Level]]]:
             runs.append([(label, child)])
         last = form
     return runs
+
+
+def _number(label: str) -> int | None:
+    is_number = label.isascii() and label.isdecimal() and (label[0] != "0" or label == "0")
+    return int(label) if is_number and len(label) < MAX_LABEL_LENGTH else None
 
 
 def _row(run: list[tuple[str, _Level]]) -> _Row:

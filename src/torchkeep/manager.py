@@ -276,6 +276,8 @@ class CheckpointManager:
         saved = finish(staged)
         self._parent = (saved.path, saved.record)
         self.notes += saved.notes
+        if isinstance(self.retain, KeepAll):
+            return saved  # without reading every record of a long run
         checkpoints = read_run(self.folder).checkpoints
         for decision in decide(self.retain, [Candidate(each.step, metrics_of(each.record)) for each in checkpoints]):
             if not decision.keep:

@@ -157,6 +157,8 @@ PLAIN = {
     "numpy scalar": np.float32(0.5),
     "small array": np.arange(4),
     "large array": np.arange(10_000).reshape(100, 100),
+    "backwards array": np.arange(10_000)[::-1],
+    "read-only array": np.broadcast_to(np.float32(1), (2000,)),
     "enum": Colour.RED,
     "dataclass": Settings(3, (0.1, 0.2)),
     "dtype": torch.bfloat16,
@@ -202,3 +204,17 @@ def test_what_is_no_mapping_of_entries_comes_back_as_it_was(tmp_path, saved):
     tk.save(saved, tmp_path / "ckpt")
     back = tk.load(tmp_path / "ckpt")
     assert repr(back) == repr(saved)
+
+
+def test_objects_with_a_state_are_kept_by_it_wherever_they_stand(tmp_path):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    tk.save({"lists": {"optimizers": [optimizer], "schedulers": [scheduler], "models": [model]}}, tmp_path / "ckpt")
+    back = tk.load(tmp_path / "ckpt")["lists"]
+    assert back["schedulers"][0] == scheduler.state_dict()
+    assert back["optimizers"][0]["param_groups"][0]["lr"] == 0.1
+    assert torch.equal(back["models"][0]["weight"], model.weight)
+    again = torch.optim.lr_scheduler.StepLR(optimizer, 7)
+    tk.load(tmp_path / "ckpt", into={"lists.schedulers.0": again, "lists.models.0": nn.Linear(2, 1)})
+    assert again.step_size == 2

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ from torchkeep.live.optimizers import named_optimizer_state
 from torchkeep.tensors import DTYPE_NAMES, KeyPath, TensorSpec, name_of, unused_name
 
 LOOSE_GROUP = "tensors"
+_LARGEST_INLINE_BYTES = 4096
 _PLAIN_CLASSES = (torch.Tensor, nn.Parameter, nn.Buffer)
 _SPARSE_PARTS = {
     torch.sparse_csr: ("crow_indices", "col_indices"),
@@ -81,6 +83,26 @@ def _entries_of(saved: object) -> tuple[dict[str, object], str | None]:
     return {"value": saved}, "value"
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where in the draft a value is: its group, its path there, the kind of its entry, and what of that is frozen."""
+
+    group: str
+    path: KeyPath
+    kind: str
+    frozen: frozenset[str] = frozenset()
+
+    def under(self, path: KeyPath) -> _Place:
+        """A place below this one."""
+        return replace(self, path=self.path + path)
+
+    @property
+    def tensor_name(self) -> str:
+        """The name in the group: an optimizer's state goes by ``parameter.moment``."""
+        is_state = self.kind == "optimizer" and self.path[:1] == ("state",) and len(self.path) > 1
+        return name_of(self.path[1:] if is_state else self.path) or "value"
+
+
 @dataclass(slots=True)
 class _Capture:
     given: Mapping[str, object]
@@ -91,92 +113,82 @@ class _Capture:
 
     def entry(self, name: str, value: object) -> Entry:
         """One entry as a node, its tensors added to its group."""
-        loose = isinstance(value, torch.Tensor)
-        group = LOOSE_GROUP if loose else name
-        prefix: KeyPath = (name,) if loose else ()
-        kind, facts, state, frozen = "value", dict[str, object](), value, frozenset[str]()
+        is_loose = isinstance(value, torch.Tensor)
+        place = _Place(LOOSE_GROUP, (name,), "value") if is_loose else _Place(name, (), "value")
+        facts, state = dict[str, object](), value
         if isinstance(value, nn.Module):
-            kind, facts, state = "module", module_facts(value), named_state(value)
             frozen = frozenset(n for n, parameter in named_parameters(value) if not parameter.requires_grad)
+            place = replace(place, kind="module", frozen=frozen)
+            facts, state = module_facts(value), named_state(value)
         elif isinstance(value, torch.optim.Optimizer):
-            modules = {key: each for key, each in self.given.items() if isinstance(each, nn.Module)}
-            kind = "optimizer"
-            state, facts = named_optimizer_state(value, modules)
+            place = replace(place, kind="optimizer")
+            state, facts = named_optimizer_state(value, self.modules)
         elif isinstance(value, Stateful) and not isinstance(value, type):
-            kind, facts, state = "stateful", {"class": class_path(value)}, value.state_dict()
-        leaf = partial(self.leaf, group, prefix, kind, frozen)
+            place = replace(place, kind="stateful")
+            facts, state = {"class": class_path(value)}, value.state_dict()
         try:
-            tree = encode(state, leaf)
+            tree = encode(state, partial(self.leaf, place))
         except FormatError as error:
-            self.faults += [
-                f"{name}.{fault}" if not fault.startswith(":") else name + fault
-                for fault in error.faults or (error.what,)
-            ]
+            faults = error.faults or (error.what,)
+            self.faults += [f"{name}{'' if fault.startswith(':') else '.'}{fault}" for fault in faults]
             tree = None
-        return Entry(kind, tree, facts)
+        return Entry(place.kind, tree, facts)
 
-    def leaf(
-        self, group: str, prefix: KeyPath, kind: str, frozen: frozenset[str], path: KeyPath, value: object
-    ) -> Node | None:
-        """The hook of `encode`: a node for what belongs to torch, None for what does not."""
-        path = prefix + path
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules given beside, which name the parameters of optimizers."""
+        return {key: each for key, each in self.given.items() if isinstance(each, nn.Module)}
+
+    def leaf(self, above: _Place, path: KeyPath, value: object) -> Node | None:
+        """The hook of `encode`: a node for what belongs to torch or keeps a state, None for what does not."""
+        place = above.under(path)
         if isinstance(value, torch.Tensor):
-            return self._tensor(group, path, kind, frozen, value)
+            return self.tensor(place, value)
         if isinstance(value, torch.Size):
             return {"$torch.Size": list(value)}
         if isinstance(value, torch.dtype):
             return {"$torch.dtype": dtype_name(value)}
         if isinstance(value, torch.device):
             return {"$torch.device": str(value)}
-        again = partial(self.leaf, group, path, kind, frozen)
         if isinstance(value, nn.Module):
-            return encode(named_state(value), again)
+            return encode(named_state(value), partial(self.leaf, place))
         if isinstance(value, torch.optim.Optimizer):
-            modules = {key: each for key, each in self.given.items() if isinstance(each, nn.Module)}
-            return encode(named_optimizer_state(value, modules)[0], again)
-        if _is_large_array(value):
-            return {"$numpy.tensor": self._tensor(group, path, kind, frozen, torch.from_numpy(value))}
-        return None
+            return encode(named_optimizer_state(value, self.modules)[0], partial(self.leaf, place))
+        if isinstance(value, Stateful) and not isinstance(value, type):
+            return encode(value.state_dict(), partial(self.leaf, place))
+        array = _large_array(value)
+        return None if array is None else {"$numpy.tensor": self.tensor(place, array)}
 
-    def _tensor(
-        self, group: str, path: KeyPath, kind: str, frozen: frozenset[str], tensor: torch.Tensor
-    ) -> Node | None:
+    def tensor(self, place: _Place, tensor: torch.Tensor) -> Node:
+        """A tensor of any layout as a node, its parts added to the group."""
         fault = _fault_of(tensor)
         if fault is not None:
             raise FormatError(fault)
-        part = partial(self._part, group, path, kind, frozen)
+
+        def part(name: str, inner: torch.Tensor) -> Node:
+            return self.strided(place.under((name,)), inner)
+
         if tensor.is_quantized:
             return {"$torch.quantized": _quantized_node(tensor, part)}
         if tensor.layout is not torch.strided:
             return {"$torch.sparse": _sparse_node(tensor, part)}
-        return self._stored(group, path, kind, frozen, tensor)
+        return self.strided(place, tensor)
 
-    def _part(
-        self, group: str, path: KeyPath, kind: str, frozen: frozenset[str], name: str, tensor: torch.Tensor
-    ) -> Node:
-        return self._stored(group, (*path, name), kind, frozen, tensor)
-
-    def _stored(self, group: str, path: KeyPath, kind: str, frozen: frozenset[str], tensor: torch.Tensor) -> Node:
+    def strided(self, place: _Place, tensor: torch.Tensor) -> Node:
+        """A plain tensor as a reference, its bytes added to the group unless the same memory is there already."""
         # Only memory that is wholly the same is a tie; a view of a part is stored as a tensor of its own.
-        identity = (
-            tensor.data_ptr(),
-            str(tensor.device),
-            tensor.dtype,
-            tensor.shape,
-            tensor.stride(),
-            tensor.is_conj(),
-            tensor.is_neg(),
-        )
-        place = self.stored.get(identity) if tensor.numel() else None
-        if place is None:
-            of_group = self.groups.setdefault(group, {})
-            shown = path[1:] if kind == "optimizer" and path[:1] == ("state",) and len(path) > 1 else path
-            place = (group, unused_name(name_of(shown) or "value", of_group))
+        layout = (tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
+        identity = (tensor.data_ptr(), str(tensor.device), layout)
+        stored = self.stored.get(identity) if tensor.numel() else None
+        if stored is None:
+            group = self.groups.setdefault(place.group, {})
+            stored = (place.group, unused_name(place.tensor_name, group))
             spec = TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))
-            of_group[place[1]] = DraftTensor(spec, name_of(path) not in frozen, partial(bytes_of, tensor))
-            self.stored[identity] = place
-        node: dict[str, object] = {"$tensor": list(place)}
-        if kind != "module":
+            may_change = name_of(place.path) not in place.frozen
+            group[stored[1]] = DraftTensor(spec, may_change, partial(bytes_of, tensor))
+            self.stored[identity] = stored
+        node: dict[str, object] = {"$tensor": list(stored)}
+        if place.kind != "module":
             node |= {"parameter": True} if isinstance(tensor, nn.Parameter) else {}
             node |= {"requires_grad": True} if tensor.requires_grad and tensor.is_leaf else {}
         memory_format = memory_format_of(tensor)
@@ -223,10 +235,15 @@ def _quantized_node(tensor: torch.Tensor, part: Callable[[str, torch.Tensor], No
     }
 
 
-def _is_large_array(value: object) -> bool:
-    """Whether a value is a numpy array that is stored as a tensor: over 4 KiB, of a dtype that torch shares."""
+def _large_array(value: object) -> torch.Tensor | None:
+    """A numpy array that is stored as a tensor: over 4 KiB, of a dtype that torch shares; else None."""
+    if "numpy" not in sys.modules:
+        return None
     import numpy as np
 
-    if type(value) is not np.ndarray or value.nbytes <= 4096:  # noqa: PLR2004 - the bound in docs/format.md
-        return False
-    return value.dtype.isnative and value.dtype.kind in "biufc" and value.dtype.name in DTYPE_NAMES
+    if type(value) is not np.ndarray or value.nbytes <= _LARGEST_INLINE_BYTES:
+        return None
+    if not value.dtype.isnative or value.dtype.kind not in "biufc" or value.dtype.name not in DTYPE_NAMES:
+        return None
+    plain = np.ascontiguousarray(value)
+    return torch.from_numpy(plain if plain.flags.writeable else plain.copy())

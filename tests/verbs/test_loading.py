@@ -202,7 +202,7 @@ def test_damage_is_found_before_anything_is_touched(tmp_path):
     file.write_bytes(data)
     other = net(seed=1)
     before = copy.deepcopy(other.state_dict())
-    with pytest.raises(CorruptError, match=r"1 of its parts are damaged(.|\n)*differ from their digest"):
+    with pytest.raises(CorruptError, match=r"1 of its parts is damaged(.|\n)*differ from their digest"):
         tk.load(saved.path, into={"a": other})
     assert all(torch.equal(a, before[name]) for name, a in other.state_dict().items())
 
@@ -297,6 +297,25 @@ def test_without_into_tensors_go_to_the_cpu_or_where_asked_and_never_where_the_f
     tk.save({"w": torch.ones(2)}, tmp_path / "ckpt")
     assert tk.load(tmp_path / "ckpt")["w"].device.type == "cpu"
     assert tk.load(tmp_path / "ckpt", map_location="meta")["w"].device.type == "meta"
+
+
+def test_a_folder_with_one_file_of_ours_is_that_file(tmp_path):
+    model, other = net(), net(seed=1)
+    tk.save(model, tmp_path / "sent" / "only.safetensors")
+    tk.load(tmp_path / "sent", into=other)
+    assert equal(model, other)
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    with pytest.raises(NotFoundError, match="the path is empty"):
+        tk.load("")
+
+
+def test_what_is_left_of_a_step_without_its_record_is_refused(tmp_path):
+    saved = tk.save(net(), tmp_path / "step-00000003")
+    (saved.path / "checkpoint.json").unlink()
+    with pytest.raises(CorruptError, match=r"what is left of a checkpoint: its checkpoint\.json is absent"):
+        tk.load(saved.path)
 
 
 def test_a_run_folder_is_not_a_checkpoint_and_the_error_names_the_newest(tmp_path):

@@ -17,9 +17,9 @@ MODULE = {"_parameters": {"weight": T, "bias": None}, "_buffers": {"mean": U}, "
 @pytest.mark.parametrize(
     ("tree", "lines"),
     [
-        ({}, ["no tensors"]),
+        ({}, ["no tensors, 0 values"]),
         (T, ["1 tensor, 8 bytes", "└─ ''  float32 (2,)"]),
-        (None, ["no tensors", "└─ ''  None"]),
+        (None, ["no tensors, 1 value", "└─ ''  None"]),
         ({"w": TensorSpec("int64", (), device="cuda:7")}, ["1 tensor, 8 bytes", "└─ w  int64 () cuda:7"]),
         ({"w": TensorSpec("int64", (), device="cpu")}, ["1 tensor, 8 bytes", "└─ w  int64 ()"]),
         ({"a.b.c": T}, ["1 tensor, 8 bytes", "└─ a.b.c  float32 (2,)"]),
@@ -29,7 +29,7 @@ MODULE = {"_parameters": {"weight": T, "bias": None}, "_buffers": {"mean": U}, "
             {"a": T, "a.b": U},
             ["2 tensors, 20 bytes", "└─ a  float32 (2,), 2 tensors, 20 bytes", "   └─ b  float32 (3,)"],
         ),
-        ({"e": {}, "n": None, "d": {"k": {}}}, ["no tensors", "├─ e  empty", "├─ n  None", "└─ d.k  empty"]),
+        ({"e": {}, "n": None, "d": {"k": {}}}, ["no tensors, 1 value", "├─ e  empty", "├─ n  None", "└─ d.k  empty"]),
         (
             {1: "one", (2, 3): b"two", "t": (1, [T])},
             [
@@ -41,10 +41,14 @@ MODULE = {"_parameters": {"weight": T, "bias": None}, "_buffers": {"mean": U}, "
                 "   └─ 1.0  float32 (2,)",
             ],
         ),
-        ({"big": 1 << 20_000}, ["no tensors", "└─ big  an integer of 20,001 bits"]),
-        ({"deep": [[[[1]]]]}, ["no tensors", "└─ deep  [[[[...]]]]"]),
-        ({"s": {4}, "t": (1,), "u": set()}, ["no tensors", "├─ s  {4}", "├─ t  (1,)", "└─ u  set()"]),
-        ({"l": list(range(99))}, ["no tensors", "└─ l  [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16..."]),
+        ({"big": 1 << 20_000}, ["no tensors, 1 value", "└─ big  an integer of 20,001 bits"]),
+        ({"deep": [[[[1]]]]}, ["no tensors, 1 value", "└─ deep  [[[[...]]]]"]),
+        ({"s": {4}, "t": (1,), "u": set()}, ["no tensors, 3 values", "├─ s  {4}", "├─ t  (1,)", "└─ u  set()"]),
+        (dict.fromkeys(range(1001), 1), ["no tensors, 1,001 values"]),
+        (
+            {"l": list(range(99))},
+            ["no tensors, 1 value", "└─ l  [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16..."],
+        ),
         (
             {"m": Described("my.Net", state=MODULE)},
             [
@@ -115,10 +119,11 @@ def test_what_does_not_fit_is_counted_and_levels_with_tensors_are_opened_before_
     [
         {f"l{a}.{b}.w{c}": T for a in range(9) for b in "xyz" for c in "pqr"},
         {"x" * 10_000: "y" * 10_000_000, "z": [["q" * 1_000_000] * 1000] * 1000},
-        {".".join("a" * 100_000): T, "b": T},
+        {".".join("0" * 100_000): T, "b": T},
+        dict.fromkeys(range(100_000), 1),
         {f"k{index}": {f"m{inner}": inner for inner in range(5)} for index in range(500)},
     ],
-    ids=["wide", "long", "dotted", "many"],
+    ids=["wide", "long", "dotted", "values", "many"],
 )
 def test_any_tree_fits_a_screen(tree):
     lines = outline("x", tree).splitlines()
@@ -135,7 +140,7 @@ def nested(depth: int) -> object:
 
 
 def test_what_is_nested_deeper_than_is_told_is_counted():
-    assert outline("x", nested(400)).splitlines()[0] == "x: 1 tensor, 8 bytes"
+    assert outline("x", nested(950)).splitlines()[0] == "x: 1 tensor, 8 bytes"
 
 
 def test_a_tree_that_contains_itself_is_a_limit_error():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import re
 import secrets
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from torchkeep.errors import CheckpointError, ConflictError, CorruptError, FormatError, NotFoundError
 from torchkeep.folder.record import RECORD_NAME, Record, decode_record
@@ -28,7 +30,7 @@ _NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY}
 
 
 def read_record(folder: Path) -> Record:
-    """The record of a committed checkpoint.
+    """The record of a committed checkpoint: a folder is one exactly when this returns.
 
     Raises:
         NotFoundError: There is no such folder, or no record in it.
@@ -54,17 +56,19 @@ def read_record(folder: Path) -> Record:
     return decode_record(data, str(path))
 
 
-def is_committed(folder: Path) -> bool:
-    """Whether a checkpoint exists at a path: no leading dot, and a record that is whole by its own digest."""
-    if folder.name.startswith("."):
-        return False
+class Identity(NamedTuple):
+    """Which save a checkpoint is of, and when that began, in nanoseconds since 1970."""
+
+    id: str
+    saved_at_ns: int
+
+
+def identity_at(folder: Path) -> str | None:
+    """The id of the checkpoint at a path; None if there is none that can be read."""
     try:
-        read_record(folder)
-    except FormatError:
-        return True  # whole, and newer than this version: not ours to treat as absent
-    except (NotFoundError, CorruptError):
-        return False
-    return True
+        return read_record(folder).id
+    except (NotFoundError, CorruptError, FormatError):
+        return None
 
 
 def fsync_path(path: Path) -> None:
@@ -147,11 +151,17 @@ def _lock(descriptor: int) -> bool | None:
     return True
 
 
-def commit(staging: Staging, target: Path, record: Record) -> None:
+def commit(staging: Staging, target: Path, record: Record, replaces: str | None) -> None:
     """Give a complete, flushed staging folder its final name; the rename is the commit point.
 
-    Over an existing torchkeep checkpoint the two are exchanged and the old one is removed. A checkpoint whose save
-    began later than `record`'s stays.
+    Over an existing torchkeep checkpoint the two are exchanged and the old one is removed. A checkpoint that came
+    since this save began, by a save that began later, stays.
+
+    Args:
+        staging: What was staged.
+        target: The final path.
+        record: Its record.
+        replaces: The id of the checkpoint that was at `target` when this save began; clocks do not matter for it.
 
     Raises:
         ConflictError: At `target` is something that torchkeep did not write, or a newer save. It is as before.
@@ -161,7 +171,7 @@ def commit(staging: Staging, target: Path, record: Record) -> None:
         _flush_parent(target)
     else:
         with _locked(target):
-            _replace(staging.path, target, record)
+            _replace(staging.path, target, record, replaces)
     staging.discard()
 
 
@@ -180,11 +190,11 @@ def _locked(target: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _replace(staged: Path, target: Path, record: Record) -> None:
-    _refuse_unless_older(target, target, record)
+def _replace(staged: Path, target: Path, record: Record, replaces: str | None) -> None:
+    _refuse_newer_folder(target, target, record, replaces)
     if _rename(staged, target, _RENAME_EXCHANGE):
         try:
-            _refuse_unless_older(staged, target, record)  # it may have changed since the first look
+            _refuse_newer_folder(staged, target, record, replaces)  # it may have changed since the first look
         except ConflictError:
             _rename(staged, target, _RENAME_EXCHANGE)
             raise
@@ -220,17 +230,17 @@ def _flush_parent(target: Path) -> None:
         ) from error
 
 
-def _refuse_unless_older(folder: Path, target: Path, record: Record) -> None:
+def _refuse_newer_folder(folder: Path, target: Path, record: Record, replaces: str | None) -> None:
     refuse_foreign(folder, target)
     try:
         there = read_record(folder)
     except (CorruptError, NotFoundError):
         return
-    _refuse_newer(there.saved_at_ns, record.saved_at_ns, target)
+    _refuse_newer(Identity(there.id, there.saved_at_ns), record.saved_at_ns, replaces, target)
 
 
-def _refuse_newer(there_ns: int, saved_at_ns: int, target: Path) -> None:
-    if there_ns > saved_at_ns:
+def _refuse_newer(there: Identity, saved_at_ns: int, replaces: str | None, target: Path) -> None:
+    if there.id != replaces and there.saved_at_ns > saved_at_ns:
         raise ConflictError("a save that began later is already here; it was left as it is", where=target)
 
 
@@ -278,23 +288,26 @@ def _renameat2(old: Path, new: Path, flag: int) -> int:
     return 0 if done == 0 else ctypes.get_errno()
 
 
-def publish_file(staged: Path, target: Path, saved_at_ns: int, saved_at_of: Callable[[Path], int | None]) -> None:
+def publish_file(
+    staged: Path, target: Path, saved: Identity, replaces: str | None, identify: Callable[[Path], Identity | None]
+) -> None:
     """Give a complete, flushed file its final name; it replaces only a file that torchkeep wrote, and not a newer one.
 
     Args:
         staged: The file as it was staged.
         target: Its final path.
-        saved_at_ns: When its save began.
-        saved_at_of: When the save of a file that is there began; None for a file that torchkeep did not write.
+        saved: Which save it is of.
+        replaces: As for `commit`.
+        identify: Tells which save a file that is there is of; None for a file that torchkeep did not write.
 
     Raises:
         ConflictError: Something else, or a newer save, is there; it is as before.
     """
     if not _rename(staged, target, _RENAME_NOREPLACE):
-        there = saved_at_of(target) if target.is_file() else None
+        there = identify(target) if target.is_file() else None
         if there is None:
             raise _in_the_way("folder" if target.is_dir() else "file", target)
-        _refuse_newer(there, saved_at_ns, target)
+        _refuse_newer(there, saved.saved_at_ns, replaces, target)
         staged.replace(target)
     _flush_parent(target)
 
@@ -333,6 +346,24 @@ def _unless_gone(_function: object, _path: str, failure: tuple[object, BaseExcep
         raise failure[1]
 
 
+def restore_aside(target: Path) -> None:
+    """Put back a checkpoint that a dead writer renamed aside, if its final name is absent.
+
+    Readers call it too; where they may not write, the checkpoint stays aside and absent.
+    """
+    if os.path.lexists(target):
+        return
+    with suppress(OSError):
+        for path in target.parent.glob(f"{ASIDE}*-{glob.escape(target.name)}"):
+            if _LEFTOVER.fullmatch(path.name) and _final_name(path) == target and identity_at(path):
+                _rename(path, target, _RENAME_NOREPLACE)
+                fsync_path(target.parent)
+
+
+def _final_name(aside: Path) -> Path:
+    return aside.with_name(aside.name[len(ASIDE) + 17 :])
+
+
 def recover(parent: Path) -> None:
     """Undo and clean what dead writers left in a folder: asides whose final name is absent go back, the rest goes.
 
@@ -341,8 +372,8 @@ def recover(parent: Path) -> None:
     for path in sorted(parent.iterdir()):
         if not _LEFTOVER.fullmatch(path.name) or path.is_symlink():
             continue
-        if path.name.startswith(ASIDE) and not os.path.lexists(final := path.with_name(path.name[len(ASIDE) + 17 :])):
-            _rename(path, final, _RENAME_NOREPLACE)
+        if path.name.startswith(ASIDE) and not os.path.lexists(_final_name(path)):
+            _rename(path, _final_name(path), _RENAME_NOREPLACE)
             fsync_path(parent)
             continue
         with suppress(OSError, ConflictError):  # what cannot be removed must not keep anybody from saving

@@ -22,7 +22,7 @@ def digest_of(data: bytes | bytearray | memoryview) -> str:
 
 
 def chunk_ranges(nbytes: int) -> Iterator[tuple[int, int]]:
-    """The ranges (begin inclusive, end exclusive) that a tensor's bytes are digested in: whole chunks, then the rest."""
+    """The ranges that a tensor's bytes are digested in, end exclusive: whole chunks, then the rest."""
     for begin in range(0, nbytes, CHUNK_BYTES):
         yield begin, min(begin + CHUNK_BYTES, nbytes)
 

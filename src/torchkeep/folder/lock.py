@@ -56,7 +56,7 @@ class RunLock:
         with _guard:
             descriptor, self._descriptor = self._descriptor, -1
             if descriptor < 0 or os.getpid() != self._owner_pid:
-                return  # the number in a child may be another file's by now, and closing it there frees nothing
+                return
             _held.pop(self._key, None)
             os.close(descriptor)
 
@@ -76,7 +76,8 @@ def _acquire(folder: Path) -> int:
                 remedy="wait for it, stop it, or use another run folder",
             ) from error
         raise ConflictError(
-            f"this file system gives no lock ({os.strerror(error.errno or 0)}), so a second writer could not be kept out",
+            f"this file system gives no lock ({os.strerror(error.errno or 0)}), "
+            "so a second writer could not be kept out",
             where=folder,
             remedy="use a run folder on a local disk",
         ) from error

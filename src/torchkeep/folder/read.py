@@ -34,7 +34,9 @@ class FolderSource:
         FormatError: It was written by a newer torchkeep.
     """
 
-    def __init__(self, path: Path, record: Record, descriptors: Mapping[str, int], data_begins: Mapping[str, int]) -> None:
+    def __init__(
+        self, path: Path, record: Record, descriptors: Mapping[str, int], data_begins: Mapping[str, int]
+    ) -> None:
         self.path = path
         self.record = record
         self._descriptors = dict(descriptors)
@@ -103,7 +105,8 @@ _REMEDY = "use an older checkpoint, or copy this one again from where it came"
 
 
 def _damaged(path: Path, faults: list[str]) -> CorruptError:
-    return CorruptError(f"{len(faults)} of its parts are damaged", where=path, faults=faults, remedy=_REMEDY)
+    count = f"{len(faults)} of its parts {'is' if len(faults) == 1 else 'are'}"
+    return CorruptError(f"{count} damaged", where=path, faults=faults, remedy=_REMEDY)
 
 
 def read_checked(descriptor: int, begin: int, stored: StoredTensor, buffer: memoryview | None) -> str | None:
@@ -137,7 +140,9 @@ def open_folder(path: Path) -> FolderSource:
             begins[file] = shard.nbytes - data_bytes
             fault = _open_shard(path / file, shard.nbytes, shard.header, begins[file], descriptors)
             faults += [f"{file}: {fault}"] if fault else []
-        faults += [fault for file, digest in record.indexes.items() if (fault := _fault_of_small_file(path / file, digest))]
+        faults += [
+            fault for file, digest in record.indexes.items() if (fault := _fault_of_small_file(path / file, digest))
+        ]
         if faults and not path.exists():
             raise NotFoundError("the checkpoint was removed while it was opened", where=path)
         if faults:
@@ -191,12 +196,11 @@ def open_file(path: Path, record_text: str) -> FolderSource:
     nbytes = len(header) + record.tensor_bytes
     descriptors: dict[str, int] = {}
     fault = _open_shard(path, nbytes, digest_of(header), len(header), descriptors)
-    source_descriptors = {"": descriptor for descriptor in descriptors.values()}
     if fault:
         for descriptor in descriptors.values():
             os.close(descriptor)
         raise _damaged(path, [fault])
-    return FolderSource(path, record, source_descriptors, {"": len(header)})
+    return FolderSource(path, record, {"": descriptors[path.name]}, {"": len(header)})
 
 
 def single_file_header(specs: Mapping[str, Mapping[str, TensorSpec]], record_text: str) -> bytes:

@@ -25,7 +25,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9_.%~-]{0,200}\.safetensors(\.
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies: `begin` and `end` count from the start of its shard's data, `chunks` are its digests in order."""
+    """Where a tensor lies: `begin` and `end` count from the start of its shard's data, `chunks` are its digests."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -148,7 +148,10 @@ def decode_record(data: bytes, where: str) -> Record:
     """
     try:
         members = _members_of(data)
-        version, requires = _expect(members.get("version"), int, "version"), _expect(members.get("requires"), list, "requires")
+        version, requires = (
+            _expect(members.get("version"), int, "version"),
+            _expect(members.get("requires"), list, "requires"),
+        )
         unknown = [str(name) for name in requires if name not in KNOWN_FEATURES]
         if version != VERSION or unknown:
             asks = f"format version {version}" if version != VERSION else f"the features {', '.join(unknown)}"
@@ -230,9 +233,7 @@ def _record_of(members: Mapping[str, object]) -> Record:
             for group, of in groups.items()
         },
         shards={k: _shard_of(v, k) for k, v in _expect(members.get("shards"), dict, "shards").items()},
-        indexes={
-            _file_name(k): _digest(v, k) for k, v in _expect(members.get("indexes"), dict, "indexes").items()
-        },
+        indexes={_file_name(k): _digest(v, k) for k, v in _expect(members.get("indexes"), dict, "indexes").items()},
     )
 
 
@@ -246,7 +247,7 @@ def _entry_of(value: object, name: str) -> Entry:
 
 def _tensor_of(value: object, name: str) -> StoredTensor:
     members = _expect(value, dict, name)
-    dtype = members.get("dtype")
+    dtype = _expect(members.get("dtype"), str, f"{name}.dtype")
     if dtype not in DTYPE_NAMES:
         raise _MalformedError(f"{name}: no dtype is called {dtype!r}")
     shape = tuple(_natural(size, f"{name}.shape") for size in _expect(members.get("shape"), list, f"{name}.shape"))

@@ -25,6 +25,11 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def is_step_name(name: str) -> bool:
+    """Whether a folder's name is that of a step."""
+    return _STEP_NAME.fullmatch(name) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
     """One committed checkpoint of a run."""
@@ -66,7 +71,9 @@ def read_run(folder: Path) -> Run:
         try:
             record = read_record(path)
             if record.step != step:
-                raise CorruptError(f"its record is of step {record.step}: a folder was renamed or copied in", where=path)
+                raise CorruptError(
+                    f"its record is of step {record.step}: a folder was renamed or copied in", where=path
+                )
         except (CorruptError, FormatError, NotFoundError) as error:
             passed_over.append((path, error))
             continue

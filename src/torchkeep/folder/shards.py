@@ -35,7 +35,9 @@ def stems_of(names: Iterable[str]) -> dict[str, str]:
 
 def _escape(name: str) -> str:
     raw = name.encode("utf-8", "surrogatepass")
-    stem = "".join(chr(byte) if re.match(rb"[A-Za-z0-9_.-]", raw[i : i + 1]) else f"%{byte:02X}" for i, byte in enumerate(raw))
+    stem = "".join(
+        chr(byte) if re.match(rb"[A-Za-z0-9_.-]", raw[i : i + 1]) else f"%{byte:02X}" for i, byte in enumerate(raw)
+    )
     if not stem or stem.startswith(".") or _DEVICE_NAMES.fullmatch(stem):
         stem = f"%{raw[0]:02X}{stem[1:]}" if raw else "%"
     if len(stem) > MAX_STEM_LENGTH:

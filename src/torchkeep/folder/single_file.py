@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from torchkeep.errors import CheckpointError, CorruptError
-from torchkeep.folder.commit import Staging, make_parents, publish_file, recover
+from torchkeep.folder.commit import Identity, Staging, make_parents, publish_file, recover
 from torchkeep.folder.digests import chunk_digests
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import RECORD_KEY, single_file_header
@@ -27,6 +27,7 @@ def save_file(target: Path, draft: Draft, threads: int) -> Saved:
     """
     names = single_file_names(draft.groups)
     merged = {names[group, name]: tensor for group, of in draft.groups.items() for name, tensor in of.items()}
+    replaces = there.id if target.is_file() and (there := _identify(target)) else None
     placed = _place(merged, threads)
     try:
         make_parents(target.parent)
@@ -40,7 +41,7 @@ def save_file(target: Path, draft: Draft, threads: int) -> Saved:
             if len(header) > MAX_HEADER_BYTES:
                 raise CheckpointError("too many tensors for one file", where=target, remedy="save a folder instead")
             _write(staging.descriptor, header, merged, placed, threads)
-            publish_file(staging.path, target, draft.saved_at_ns, _saved_at_of)
+            publish_file(staging.path, target, Identity(record.id, record.saved_at_ns), replaces, _identify)
         finally:
             staging.discard()
     except OSError as error:
@@ -86,14 +87,15 @@ def _write(
     os.fsync(descriptor)
 
 
-def _saved_at_of(path: Path) -> int | None:
-    """When the save in a file began: None if torchkeep did not write it, by its first bytes; 0 if it is damaged."""
+def _identify(path: Path) -> Identity | None:
+    """Which save a file is of: None if torchkeep did not write it, by its first bytes; no id if it is damaged."""
     with path.open("rb") as file:
         header = file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER_BYTES))
     if not header.startswith(b'{"__metadata__":{"format":"pt","' + RECORD_KEY.encode("ascii") + b'":'):
         return None
     try:
         text = str(json.loads(header)["__metadata__"][RECORD_KEY])
-        return decode_record(text.encode("utf-8", "replace"), str(path)).saved_at_ns
+        record = decode_record(text.encode("utf-8", "replace"), str(path))
     except (ValueError, RecursionError, CorruptError):
-        return 0
+        return Identity("", 0)
+    return Identity(record.id, record.saved_at_ns)

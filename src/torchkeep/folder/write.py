@@ -15,7 +15,7 @@ from pathlib import Path
 import xxhash
 
 from torchkeep.errors import CheckpointError, CorruptError
-from torchkeep.folder.commit import Staging, commit, fsync_path, make_parents, write_durably
+from torchkeep.folder.commit import Staging, commit, fsync_path, identity_at, make_parents, write_durably
 from torchkeep.folder.digests import PIECE_BYTES, chunk_digests, chunk_ranges, digest_of, shard_digest
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.partition import Member, ParentShard, PlannedShard, partition
@@ -79,13 +79,12 @@ class Staged:
     linked_tensors: dict[Name, StoredTensor]
     to_write: dict[str, list[PlannedShard]]
     parent: Record | None
+    replaces: str | None
     notes: list[str]
 
     def names_to_write(self) -> list[Name]:
         """The tensors whose bytes `finish` will read."""
-        return [
-            (group, name) for group, shards in self.to_write.items() for shard in shards for name in shard.names
-        ]
+        return [(group, name) for group, shards in self.to_write.items() for shard in shards for name in shard.names]
 
     def read_from(self, readers: Mapping[Name, Callable[[], memoryview]]) -> None:
         """Let `finish` read these tensors from elsewhere than where `stage` found them."""
@@ -123,10 +122,12 @@ def stage(target: Path, draft: Draft, parent: Path | None, parent_record: Record
         raise refused(error, target) from error
     try:
         digests = _digests(draft, threads) if parent_record is not None else {}
-        staged = Staged(target, draft, staging, threads, {}, {}, {}, parent_record, [])
+        staged = Staged(target, draft, staging, threads, {}, {}, {}, parent_record, identity_at(target), [])
         for group, tensors in draft.groups.items():
             before = {} if parent_record is None else parent_record.tensors.get(group, {})
-            changed = {n for n, t in tensors.items() if not _is_unchanged(t.spec, digests.get((group, n)), before.get(n))}
+            changed = {
+                n for n, t in tensors.items() if not _is_unchanged(t.spec, digests.get((group, n)), before.get(n))
+            }
             members = [Member(name, tensor.spec.nbytes, tensor.may_change) for name, tensor in tensors.items()]
             planned = partition(members, _parent_shards(parent_record, group), changed, draft.tensor_bytes)
             staged.to_write[group] = planned
@@ -158,7 +159,12 @@ def _parent_shards(record: Record | None, group: str) -> list[ParentShard]:
     for name, tensor in sorted(record.tensors.get(group, {}).items(), key=lambda item: item[1].begin):
         inside.setdefault(tensor.shard, []).append(name)
     return [
-        ParentShard(file, tuple(inside.get(file, ())), sum(record.tensors[group][n].nbytes for n in inside.get(file, ())), s.splits)
+        ParentShard(
+            file,
+            tuple(inside.get(file, ())),
+            sum(record.tensors[group][n].nbytes for n in inside.get(file, ())),
+            s.splits,
+        )
         for file, s in record.shards.items()
         if s.group == group
     ]
@@ -167,7 +173,7 @@ def _parent_shards(record: Record | None, group: str) -> list[ParentShard]:
 def _link(staged: Staged, parent: Path, record: Record) -> None:
     """Link every planned shard that can be; what cannot stays in `to_write`, with a note that says why."""
     wanted = [(group, shard) for group, shards in staged.to_write.items() for shard in shards if shard.link]
-    turn = int(str(record.provenance.get("sequence", 0))) % len(wanted) if wanted else 0
+    turn = _sequence_of(record) % len(wanted) if wanted else 0
     for position, (group, shard) in enumerate(wanted):
         file = str(shard.link)
         refused = _link_shard(parent / file, staged.staging.path / file, record, file, read_again=position == turn)
@@ -177,6 +183,12 @@ def _link(staged: Staged, parent: Path, record: Record) -> None:
         staged.to_write[group].remove(shard)
         staged.linked[file] = record.shards[file]
         staged.linked_tensors |= {(group, name): record.tensors[group][name] for name in shard.names}
+
+
+def _sequence_of(record: Record) -> int:
+    """How many saves came before this one, as far as links go back: it turns the rotation."""
+    sequence = record.provenance.get("sequence")
+    return sequence if isinstance(sequence, int) else 0
 
 
 def _link_shard(source: Path, target: Path, record: Record, file: str, *, read_again: bool) -> str | None:
@@ -206,7 +218,7 @@ def finish(staged: Staged) -> Saved:
     """
     try:
         record, written_bytes = _write_all(staged)
-        commit(staged.staging, staged.target, record)
+        commit(staged.staging, staged.target, record, staged.replaces)
     except OSError as error:
         raise refused(error, staged.target) from error
     finally:
@@ -253,7 +265,9 @@ def _write_all(staged: Staged) -> tuple[Record, int]:
             written_bytes += shard.nbytes
         tensors[group] = {name: tensors[group][name] for name in drafts}
         if count > 1:
-            data = index_of({n: t.shard for n, t in tensors[group].items()}, sum(t.nbytes for t in tensors[group].values()))
+            data = index_of(
+                {n: t.shard for n, t in tensors[group].items()}, sum(t.nbytes for t in tensors[group].values())
+            )
             write_durably(folder / f"{stems[group]}.safetensors.index.json", data)
             indexes[f"{stems[group]}.safetensors.index.json"] = digest_of(data)
     record = _record(staged, tensors, shards, indexes)
@@ -279,7 +293,7 @@ def _record(
     indexes: Mapping[str, str],
 ) -> Record:
     draft, parent = staged.draft, staged.parent
-    sequence = 0 if parent is None else int(str(parent.provenance.get("sequence", 0))) + 1
+    sequence = 0 if parent is None else _sequence_of(parent) + 1
     return Record(
         id=staged.staging.id,
         saved_at_ns=draft.saved_at_ns,

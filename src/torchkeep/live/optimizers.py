@@ -133,14 +133,15 @@ def read_optimizer(tree: object, facts: Mapping[str, object], live: NamedParamet
     keys: list[str] = [str(each) for each in ids]
     if all("param_names" in group for group in groups) and groups:
         keys = [str(name) for group in groups for name in group["param_names"]]
-    elif not facts or facts.get("names") == "positions":
+    elif not facts or "positions" in {facts.get("names"), live.origin}:
         if len(ids) != len(live.keys):
             raise PlanError(
                 f"{at!r} has {len(ids)} parameters by position only and the optimizer has {len(live.keys)}, "
                 "so nothing says which belongs to which",
-                remedy="build the optimizer over the same parameters in the same order, or leave it out",
+                remedy="load it together with its module, over the same parameters in the same order, or leave it out",
             )
-        keys, note = list(live.keys), "the file has positions only: taken in the order of the optimizer's parameters"
+        keys = list(live.keys)
+        note = "positions only on one side: taken in the order of the optimizer's parameters"
     named = dict(zip(ids, keys, strict=True))
     by_key = {named.get(each, str(each)): value for each, value in state.items() if isinstance(value, Mapping)}
     renamed, begin = [], 0
@@ -148,7 +149,8 @@ def read_optimizer(tree: object, facts: Mapping[str, object], live: NamedParamet
         count = len(group.get("params", ()))
         renamed.append({**group, "params": keys[begin : begin + count]})
         begin += count
-    return SavedOptimizer(tuple(keys), by_key, tuple(renamed), tree, _shapes(facts), note)
+    shapes = {named[old]: shape for old, shape in _shapes(facts).items() if old in named}
+    return SavedOptimizer(tuple(keys), by_key, tuple(renamed), tree, shapes, note)
 
 
 def live_specs(named: NamedParameters) -> dict[str, TensorSpec]:

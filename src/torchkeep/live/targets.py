@@ -54,6 +54,7 @@ class Target:
         """The two sides for the plan; None for what has no tensors of its own to match."""
         origin = name_of(self.path)
         name = type(unwrap(self.live) if isinstance(self.live, nn.Module) else self.live).__name__
+        name = "the mapping" if self.kind == "tensors" else name
         if self.kind == "optimizer" and self.named is not None and self.saved is not None:
             live = live_specs(self.named)
             return Pair(self.saved.specs(live), live, "optimizer", name, origin, self.saved.note)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_ERROR_LINES = 20
 MAX_SECTION_LINES = 12
+LONGEST_REASON = 40
 MAX_HINT_WIDTH = 100
 
 
@@ -149,7 +150,9 @@ def _difference_cells(plan: LoadPlan, subtree: Subtree, rows: Sequence[Row]) -> 
 
 
 def _skipped_cells(plan: LoadPlan, subtree: Subtree, rows: Sequence[Row]) -> list[str]:
-    return ["skipped", _amount(subtree, rows), _consequence(plan, rows)]
+    why = {row.reason.partition(": ")[2] for row in rows}
+    said = f": {text}" if len(why) == 1 and len(text := why.pop()) <= LONGEST_REASON else ""
+    return ["skipped", _amount(subtree, rows), _consequence(plan, rows) + said]
 
 
 def _matched_cells(plan: LoadPlan, subtree: Subtree, rows: Sequence[Row]) -> list[str]:

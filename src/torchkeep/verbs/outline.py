@@ -10,6 +10,7 @@ from torchkeep.tensors import Described, TensorSpec, format_bytes, tensors_of, u
 MAX_LINES = 38
 MAX_CHILDREN = 20
 MAX_UNFOLDED = 8
+MAX_VALUES = 1000  # More of them in one mapping are counted, not told.
 MAX_TEXT_LENGTH = 60
 MAX_LABEL_LENGTH = 80
 # Bounds of the recursion below: containers entered, and levels made of one dotted name.
@@ -40,7 +41,7 @@ def outline(title: str, tree: object) -> str:
     left = MAX_LINES - 1 - len(rows)
     for with_tensors in (True, False):
         left = _open(rows, left, with_tensors=with_tensors)
-    about = root.about() if root.tensor_count else "no tensors"
+    about = root.about() if root.tensor_count else f"no tensors, {_counted(root.value_count, 'value')}"
     return "\n".join([f"{printable(title)}: {about}", *_lines(rows, "")])
 
 
@@ -138,7 +139,8 @@ def _items(node: object, nested: int) -> Collection[tuple[object, object]] | Non
     if nested > MAX_NESTED or _is_value(node, nested):
         return None
     if isinstance(node, Mapping):
-        return node.items()
+        only_values = len(node) > MAX_VALUES and all(_is_value(value, nested) for value in node.values())
+        return None if only_values else node.items()
     if isinstance(node, (list, tuple)):
         return list(enumerate(node))
     return list(_described_items(node)) if isinstance(node, Described) else None
@@ -212,13 +214,12 @@ def _rows(level: _Level) -> list[_Row]:
     runs = _runs(level, exact=True)
     if len(runs) > MAX_UNFOLDED:
         runs = _runs(level, exact=False)
-    rows = [_row(run) for run in runs]
-    if len(rows) <= MAX_CHILDREN:
-        return rows
+    if len(runs) <= MAX_CHILDREN:
+        return [_row(run) for run in runs]
     hidden = [child for run in runs[MAX_CHILDREN - 1 :] for _, child in run]
     tensors = sum(child.tensor_count for child in hidden)
     about = f", {_sizes(tensors, sum(child.total_bytes for child in hidden))}" if tensors else ""
-    return [*rows[: MAX_CHILDREN - 1], _Row(f"... {len(hidden):,} more{about}", "")]
+    return [*map(_row, runs[: MAX_CHILDREN - 1]), _Row(f"... {len(hidden):,} more{about}", "")]
 
 
 def _runs(level: _Level, *, exact: bool) -> list[list[tuple[str, _Level]]]:

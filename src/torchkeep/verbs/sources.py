@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torchkeep import formats
-from torchkeep.errors import CorruptError, FormatError
+from torchkeep.errors import CorruptError, FormatError, NotFoundError
+from torchkeep.folder.commit import restore_aside
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import RECORD_KEY, FolderSource, open_file, open_folder
 from torchkeep.folder.record import RECORD_NAME
-from torchkeep.folder.runs import read_run
+from torchkeep.folder.runs import is_step_name, read_run
 from torchkeep.tensors import Source, TensorSpec
+
+_CONTENT_NAME = re.compile(r".+-[0-9a-f]{16}\.safetensors")  # only torchkeep names a shard so
+_RECORD_BEGIN = '{"format":"torchkeep"'
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
@@ -23,29 +28,45 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         FormatError: It is of no known format, or a run folder, of which one checkpoint must be named.
         CorruptError, UnsafeError, LimitError: It is damaged, or asks for what a checkpoint may not.
     """
+    if not os.fspath(path):
+        raise NotFoundError("the path is empty", remedy="name a checkpoint")
     location = Path(path)
+    restore_aside(location)
     if os.path.lexists(location / RECORD_NAME):
         return open_folder(location)
     if location.is_dir():
-        run = read_run(location)
-        if run.checkpoints:
-            raise FormatError(
-                f"a run folder with {len(run.checkpoints)} checkpoints, not a checkpoint",
-                where=location,
-                remedy=f"name one, for example the newest: {run.checkpoints[-1].path}",
-            )
+        _refuse_run_or_remains(location)
     source = formats.open_source(location)
     record = _record_in(source)
     if record is None:
         return source
     source.close()
-    return open_file(location, record)
+    return open_file(source.path, record)
+
+
+def _refuse_run_or_remains(folder: Path) -> None:
+    """A run folder is not one checkpoint, and what is left of one without its record is none."""
+    run = read_run(folder)
+    if run.checkpoints:
+        count = f"{len(run.checkpoints)} checkpoint{'' if len(run.checkpoints) == 1 else 's'}"
+        remedy = f"name one, for example the newest: {run.checkpoints[-1].path}"
+        raise FormatError(f"a run folder with {count}, not a checkpoint", where=folder, remedy=remedy)
+    if is_step_name(folder.name) or any(_CONTENT_NAME.fullmatch(file) for file in os.listdir(folder)):
+        raise CorruptError(
+            f"what is left of a checkpoint: its {RECORD_NAME} is absent",
+            where=folder,
+            remedy="use another checkpoint; each .safetensors file in it can be opened alone, unchecked",
+        )
 
 
 def _record_in(source: Source) -> str | None:
+    """The record in a safetensors file's metadata, also under a key that damage has changed."""
     metadata = source.metadata.get("__metadata__")
-    record = metadata.get(RECORD_KEY) if source.format == "safetensors" and isinstance(metadata, Mapping) else None
-    return record if isinstance(record, str) else None
+    if source.format != "safetensors" or not isinstance(metadata, Mapping):
+        return None
+    texts = [text for text in (metadata.get(RECORD_KEY), *metadata.values()) if isinstance(text, str)]
+    named = isinstance(metadata.get(RECORD_KEY), str)
+    return texts[0] if named else next((text for text in texts if text.startswith(_RECORD_BEGIN)), None)
 
 
 def check_bytes(source: Source, specs: Iterable[TensorSpec], threads: int) -> None:

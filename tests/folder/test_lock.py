@@ -1,0 +1,194 @@
+"""One writer per run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import torchkeep as tk
+from torchkeep.errors import CheckpointError, ConflictError
+from torchkeep.folder.lock import LOCK_NAME, RunLock
+
+HOLD = """
+import sys
+from pathlib import Path
+from torchkeep.folder.lock import RunLock
+lock = RunLock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+FORK = """
+import os, sys
+from pathlib import Path
+from torchkeep.errors import ConflictError
+from torchkeep.folder.lock import RunLock
+folder = Path(sys.argv[1])
+lock = RunLock(folder)
+asks, answers = os.pipe()
+if os.fork():
+    os.wait()
+    print(os.getpid(), os.read(asks, 1000).decode(), flush=True)
+    sys.stdin.readline()
+else:
+    said = [str(lock.is_held)]
+    lock.release()
+    try:
+        RunLock(folder)
+    except ConflictError as error:
+        said.append(error.what)
+    os.write(answers, "|".join(said).encode())
+    os._exit(0)
+"""
+
+OUTLIVED = """
+import os, sys
+from pathlib import Path
+from torchkeep.folder.lock import RunLock
+folder = Path(sys.argv[1])
+lock = RunLock(folder)
+asks, goes = os.pipe()
+if os.fork():
+    os._exit(0)
+os.close(goes)
+os.read(asks, 1)
+lock = RunLock(folder)
+print(lock.is_held, flush=True)
+"""
+
+
+@contextmanager
+def python(code: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def is_free(folder: Path) -> bool:
+    with python(HOLD, folder) as process:
+        return process.stdout.readline() == "held\n"
+
+
+def test_a_second_process_is_told_who_writes_and_touches_nothing(tmp_path):
+    with tk.CheckpointManager(tmp_path, {"all": {"version": 1}}) as manager:
+        manager.save(1).wait()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != LOCK_NAME}
+    held = {"version": 2}
+    with python(HOLD, tmp_path) as process:
+        assert process.stdout.readline() == "held\n"
+        second = tk.CheckpointManager(tmp_path, {"all": held})
+        says = rf"process {process.pid} on {re.escape(socket.gethostname())} \(since 20.*\) is writing here"
+        for act in (second.resume, lambda: second.save(2)):
+            with pytest.raises(ConflictError, match=says) as caught:
+                act()
+        assert caught.value.where == str(tmp_path)
+        assert caught.value.remedy == "wait for it, stop it, or use another run folder"
+    assert held == {"version": 2}
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != LOCK_NAME} == before
+
+
+def test_a_second_manager_of_the_same_process_is_refused_also_through_another_path(tmp_path):
+    (tmp_path / "other").symlink_to(tmp_path / "run")
+    with tk.CheckpointManager(tmp_path / "run", {"all": {}}) as first:
+        first.resume()
+        with pytest.raises(ConflictError, match="another manager of this process is writing here"):
+            tk.CheckpointManager(tmp_path / "other", {"all": {}}).resume()
+        assert not is_free(tmp_path / "run"), "looking did not drop the lock"
+    assert tk.CheckpointManager(tmp_path / "other", {"all": {}}).resume() == 0
+
+
+def test_making_a_manager_locks_nothing_and_closing_one_lets_go(tmp_path):
+    with tk.CheckpointManager(tmp_path, {"all": {}}) as manager:
+        assert list(tmp_path.iterdir()) == []
+        manager.resume()
+        assert not is_free(tmp_path)
+    assert is_free(tmp_path)
+
+
+def test_a_run_is_free_when_its_writer_was_killed(tmp_path):
+    with python(HOLD, tmp_path) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ConflictError):
+            RunLock(tmp_path)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    lock = RunLock(tmp_path)
+    assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
+    lock.release()
+
+
+def test_a_forked_child_does_not_inherit_the_lock_and_cannot_drop_it(tmp_path):
+    with python(FORK, tmp_path) as process:
+        parent, said = process.stdout.readline().split(" ", 1)
+        is_held, conflict = said.split("|")
+        assert is_held == "False"
+        assert conflict.startswith(f"process {parent} on ")
+        assert not is_free(tmp_path), "the child's end did not let go"
+
+
+def test_a_forked_child_takes_the_lock_when_its_parent_is_gone(tmp_path):
+    with python(OUTLIVED, tmp_path) as process:
+        assert process.stdout.readline() == "True\n"
+
+
+def test_a_lock_is_let_go_once(tmp_path):
+    lock = RunLock(tmp_path)
+    lock.release()
+    second = RunLock(tmp_path)
+    lock.release()
+    assert second.is_held
+    assert not is_free(tmp_path)
+    second.release()
+    assert not second.is_held
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"pid": 1', b"null"])
+def test_a_holder_that_wrote_nothing_readable_is_another_process(text, tmp_path):
+    with python(HOLD, tmp_path) as process:
+        assert process.stdout.readline() == "held\n"
+        descriptor = os.open(tmp_path / LOCK_NAME, os.O_WRONLY | os.O_TRUNC)
+        os.write(descriptor, text)
+        os.close(descriptor)
+        with pytest.raises(ConflictError, match="another process is writing here"):
+            RunLock(tmp_path)
+
+
+def test_a_lock_file_that_points_elsewhere_is_not_written_through(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK_NAME).symlink_to(tmp_path / "mine")
+    with pytest.raises(CheckpointError, match="cannot write in this run folder: Too many levels of symbolic links"):
+        tk.CheckpointManager(tmp_path / "run", {"all": {}}).resume()
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize("run", ["file", "file/run"])
+def test_a_run_folder_that_cannot_be_is_a_typed_error(run, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="cannot write in this run folder: Not a directory"):
+        tk.CheckpointManager(tmp_path / run, {"all": {}}).save(1)
+
+
+def test_a_disk_too_full_for_the_holders_name_still_gives_the_lock(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    lock = RunLock(tmp_path)
+    assert lock.is_held
+    assert not is_free(tmp_path)
+    lock.release()

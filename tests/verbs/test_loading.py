@@ -63,6 +63,36 @@ def test_a_wrapped_model_is_saved_like_the_bare_one(tmp_path, wrap):
     assert list(tk.load(tmp_path / "ckpt")["model"]) == list(model.state_dict())
 
 
+class Called(nn.Module):
+    """A model with a child that is genuinely called module."""
+
+    def __init__(self, wrap, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.module = nn.Linear(2, 2)
+        self.inner = wrap(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: torch.compile(nn.DataParallel(m))])
+def test_wrappers_inside_a_model_leave_no_trace_in_names(tmp_path, wrap):
+    bare, wrapped = Called(lambda m: m, 0), Called(wrap, 1)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
+    for parameter in wrapped.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.randn_like(parameter)
+    tk.save({"model": wrapped, "optimizer": optimizer}, tmp_path / "ckpt")
+    state = tk.load(tmp_path / "ckpt")
+    assert list(state["model"]) == list(bare.state_dict())
+    assert state["model"]._metadata["inner.1"] == {"version": 2}
+    assert set(state["optimizer"]["state"]) == {name for name, _ in bare.named_parameters()}
+    tk.load(tmp_path / "ckpt", into={"model": bare})
+    assert equal(bare, wrapped)
+    tk.save(Called(lambda m: m, 2), tmp_path / "bare")
+    tk.load(tmp_path / "bare", into=wrapped)
+    assert equal(wrapped, Called(lambda m: m, 2))
+    assert tk.freeze(wrapped, "inner.0") == ("inner.0.weight", "inner.0.bias")
+    assert tk.freeze(wrapped, "module") == ("module.weight", "module.bias")
+
+
 def test_every_difference_is_raised_at_once_and_nothing_is_touched(tmp_path):
     model = net()
     tk.save({"model": model}, tmp_path / "ckpt")

@@ -335,15 +335,17 @@ def remove(folder: Path) -> None:
 
 def _delete(path: Path) -> None:
     """Delete a file or folder; what somebody else deletes at the same time is no error."""
-    if path.is_dir():
-        shutil.rmtree(path, onerror=_unless_gone)
-    else:
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+    elif sys.version_info >= (3, 12):
+        shutil.rmtree(path, onexc=lambda _function, _path, error: _raise_unless_gone(error))
+    else:
+        shutil.rmtree(path, onerror=lambda _function, _path, failure: _raise_unless_gone(failure[1]))
 
 
-def _unless_gone(_function: object, _path: str, failure: tuple[object, BaseException, object]) -> None:
-    if not isinstance(failure[1], FileNotFoundError):
-        raise failure[1]
+def _raise_unless_gone(error: BaseException) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def restore_aside(target: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
-from torchkeep.live.modules import unwrap
+from torchkeep.live.modules import CheckpointNames, named_modules, named_parameters
 from torchkeep.planning.rules import matches
 
 
@@ -39,12 +39,11 @@ def freeze(model: nn.Module, *names: str, batch_norm: bool = False) -> tuple[str
         >>> freeze(model, "0")
         ('0.weight', '0.bias')
     """
-    inner = unwrap(model)
-    frozen = _parameters_named(inner, names)
+    frozen = _parameters_named(model, names)
     for parameter in frozen.values():
         parameter.requires_grad_(False)
     if batch_norm:
-        for norm in _batch_norms_named(inner, names):
+        for norm in _batch_norms_named(model, names):
             norm.eval()
             if not any(isinstance(hook, _StandStill) for hook in norm._forward_pre_hooks.values()):  # noqa: SLF001 - hooks have no public list
                 norm.register_forward_pre_hook(_StandStill())
@@ -70,15 +69,14 @@ def unfreeze(model: nn.Module, *names: str) -> tuple[str, ...]:
         >>> unfreeze(model, "bias")
         ('bias',)
     """
-    inner = unwrap(model)
-    named = _parameters_named(inner, names)
+    named = _parameters_named(model, names)
     for parameter in named.values():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-    for norm in _batch_norms_named(inner, names):
+    for norm in _batch_norms_named(model, names):
         hooks = norm._forward_pre_hooks  # noqa: SLF001 - hooks have no public list
         for key in [key for key, hook in hooks.items() if isinstance(hook, _StandStill)]:
             del hooks[key]
-            norm.train(inner.training)
+            norm.train(model.training)
     return tuple(named)
 
 
@@ -113,14 +111,15 @@ def param_groups(model: nn.Module, options: Mapping[str, Mapping[str, object]]) 
         >>> [(group["lr"], len(group["params"])) for group in groups]
         [(0.1, 2), (0.2, 2)]
     """
-    inner = unwrap(model)
-    named = dict(inner.named_parameters())
+    named = dict(named_parameters(model))
     _refuse_unknown(options, named)
     groups: dict[str, list[nn.Parameter]] = {glob: [] for glob in options}
     left_over = []
+    seen: set[int] = set()
     for name, parameter in named.items():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or id(parameter) in seen:
             continue
+        seen.add(id(parameter))
         fitting = [glob for glob in options if matches(glob, name)]
         if fitting:
             groups[fitting[-1]].append(parameter)
@@ -132,8 +131,10 @@ def param_groups(model: nn.Module, options: Mapping[str, Mapping[str, object]]) 
 
 
 def _parameters_named(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    known = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+    parameters = dict(named_parameters(model))
+    checkpoint_name = CheckpointNames(model)
+    known: dict[str, torch.Tensor] = {checkpoint_name(name): buffer for name, buffer in model.named_buffers()}
+    known |= parameters
     whole = {name for name in names if name in known}
     globs = [name for name in names if name not in known]
     _refuse_unknown(globs, known)
@@ -156,7 +157,7 @@ def _batch_norms_named(model: nn.Module, names: Sequence[str]) -> list[nn.Module
     """The batch norms of which the module, a parameter or a statistic is named."""
     return [
         module
-        for name, module in model.named_modules()
+        for name, module in named_modules(model)
         if isinstance(module, nn.modules.batchnorm._NormBase)  # noqa: SLF001 - the base of all batch norms
         and any(matches(glob, own) for glob in names for own in (name, f"{name}.weight", f"{name}.running_mean"))
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,33 +14,73 @@ _STANDARD_LOADERS = {nn.Module._load_from_state_dict, nn.modules.batchnorm._Norm
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside DataParallel, DistributedDataParallel and torch.compile, however they are nested."""
-    while True:
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        elif isinstance(inner := module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
-            module = inner
-        else:
-            return module
+    while (attribute := _inner_attribute(module)) is not None:
+        module = getattr(module, attribute)
+    return module
+
+
+def _inner_attribute(module: nn.Module) -> str | None:
+    """The attribute in which a wrapper keeps the module that it wraps; None for every other module."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "module"
+    return "_orig_mod" if isinstance(module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module) else None
+
+
+class CheckpointNames:
+    """The names of a module's parts as a checkpoint has them: without what wrappers anywhere inside it add.
+
+    The wrappers are found by walking the live module, so a child that is genuinely called ``module`` keeps its name.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._added = {
+            f"{name}.{attribute}" if name else attribute
+            for name, child in module.named_modules(remove_duplicate=False)
+            if (attribute := _inner_attribute(child)) is not None
+        }
+
+    def __call__(self, name: str) -> str:
+        """The name in a checkpoint for a name in the live module."""
+        if not self._added:
+            return name
+        kept, at = [], ""
+        for part in name.split("."):
+            at = f"{at}.{part}" if at else part
+            if at not in self._added:
+                kept.append(part)
+        return ".".join(kept)
 
 
 def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters with the names they have in a checkpoint; a tied one once for each of its names."""
-    return unwrap(module).named_parameters(remove_duplicate=False)
+    names = CheckpointNames(module)
+    return ((names(name), parameter) for name, parameter in module.named_parameters(remove_duplicate=False))
+
+
+def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Submodules with the names their parameters have in a checkpoint; a wrapper and what it wraps have the same."""
+    names = CheckpointNames(module)
+    return ((names(name), child) for name, child in module.named_modules())
 
 
 def named_state(module: nn.Module) -> Mapping[str, object]:
     """The module's state dict with the live tensors themselves, names as in a checkpoint."""
-    state: Mapping[str, object] = unwrap(module).state_dict(keep_vars=True)
-    return state
+    names = CheckpointNames(module)
+    state = module.state_dict(keep_vars=True)
+    renamed = OrderedDict((names(name), value) for name, value in state.items())
+    metadata = getattr(state, "_metadata", None)
+    if isinstance(metadata, Mapping):
+        # Of a wrapper and what it wraps, the latter comes later and is the one to keep.
+        vars(renamed)["_metadata"] = OrderedDict((names(name), value) for name, value in metadata.items())
+    return renamed
 
 
 def module_facts(module: nn.Module) -> dict[str, object]:
     """What is recorded beside the tensors: class, parameters that do not train, submodules in evaluation mode."""
-    inner = unwrap(module)
     return {
-        "class": class_path(inner),
-        "frozen": [name for name, parameter in inner.named_parameters() if not parameter.requires_grad],
-        "eval": [name for name, child in inner.named_modules() if not child.training],
+        "class": class_path(unwrap(module)),
+        "frozen": [name for name, parameter in named_parameters(module) if not parameter.requires_grad],
+        "eval": list(dict.fromkeys(name for name, child in named_modules(module) if not child.training)),
     }
 
 
@@ -67,13 +108,10 @@ def loads_by_itself(module: nn.Module) -> str | None:
     return None
 
 
-def place_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:
+def materialise(module: nn.Module, old: torch.Tensor, value: torch.Tensor) -> None:
     """Put a tensor where a meta parameter or buffer was, in every place that held the same one."""
-    inner = unwrap(module)
-    parameters = dict(inner.named_parameters(remove_duplicate=False))
-    old = parameters[name] if name in parameters else inner.get_buffer(name)
     new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
-    for child in inner.modules():
+    for child in module.modules():
         tables: tuple[dict[str, Any], ...] = (child._parameters, child._buffers)  # noqa: SLF001 - no public way by identity
         for table in tables:
             table.update({key: new for key, held in table.items() if held is old})
@@ -83,6 +121,6 @@ def optional_names(module: nn.Module) -> frozenset[str]:
     """Names that files of old torch versions do not have and torch itself does without: batch norm's step counters."""
     return frozenset(
         f"{name}.num_batches_tracked" if name else "num_batches_tracked"
-        for name, child in unwrap(module).named_modules()
+        for name, child in named_modules(module)
         if isinstance(child, nn.modules.batchnorm._NormBase)  # noqa: SLF001 - the base of all batch norms
     )

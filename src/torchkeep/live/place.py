@@ -11,7 +11,7 @@ from torch import nn
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.live.build import Builder
 from torchkeep.live.memory import spec_of
-from torchkeep.live.modules import loads_by_itself, named_state, place_parameter, unwrap
+from torchkeep.live.modules import CheckpointNames, loads_by_itself, materialise, named_state, unwrap
 from torchkeep.tensors import TensorSpec
 
 
@@ -54,22 +54,22 @@ def place_in_module(
     live = {name: tensor for name, tensor in named_state(module).items() if isinstance(tensor, torch.Tensor)}
     here = [placement for placement in placements if not live[placement.name].is_meta]
     in_parallel(lambda placement: builder.fill(placement.spec, live[placement.name]), here, threads)
-    for placement in placements:
-        target = live[placement.name]
-        if target.is_meta:
-            place_parameter(module, placement.name, builder.read(placement.spec).to(builder.device, target.dtype))
+    # Tied ones are one object: by identity each is made once.
+    absent = {id(target): (target, p.spec) for p in placements if (target := live[p.name]).is_meta}
+    for target, spec in absent.values():
+        materialise(module, target, builder.read(spec).to(builder.device, target.dtype))
 
 
 def _load_through(
     module: nn.Module, placements: Sequence[Placement], extra_state: Mapping[str, object], builder: Builder
 ) -> None:
     inner = unwrap(module)
-    before = {
-        name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inner.state_dict().items()
-    }
     state = inner.state_dict()
-    state.update({placement.name: builder.read(placement.spec) for placement in placements})
-    state.update(extra_state)
+    before = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in state.items()}
+    names = CheckpointNames(inner)
+    live_name = {names(name): name for name in state}
+    state.update({live_name[placement.name]: builder.read(placement.spec) for placement in placements})
+    state.update({live_name.get(name, name): value for name, value in extra_state.items()})
     try:
         inner.load_state_dict(state)
     except BaseException:

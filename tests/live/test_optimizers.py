@@ -192,3 +192,78 @@ def test_an_optimizer_with_a_loader_of_its_own_is_given_torchs_positional_form(t
     assert torch.equal(
         other.state[model[0].weight]["momentum_buffer"], optimizer.state[model[0].weight]["momentum_buffer"]
     )
+
+
+def test_two_groups_become_one_and_the_difference_of_their_options_is_said(tmp_path):
+    model = build()
+    optimizer = torch.optim.Adam(tk.param_groups(model, {"*": {"lr": 0.01}, "4": {"lr": 0.1}}))
+    step(model, optimizer, 0)
+    tk.save({"model": model, "optimizer": optimizer}, tmp_path / "ckpt")
+    again = build(1)
+    one = torch.optim.Adam(again.parameters(), lr=0.5)
+    rest = tk.load(tmp_path / "ckpt", into={"model": again, "optimizer": one})
+    assert any("its parameters come from groups whose options differ" in note for note in rest.notes)
+    assert one.param_groups[0]["lr"] == 0.01
+    for old, new in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(optimizer.state[old]["exp_avg_sq"], one.state[new]["exp_avg_sq"])
+
+
+@pytest.mark.parametrize(
+    ("change", "fresh", "said"),
+    [
+        (lambda m: m.append(nn.Linear(2, 2)), ["5.weight", "5.bias"], {"only_in_model": 2}),
+        (lambda m: m.pop(4), [], {"only_in_checkpoint": 2}),
+        (lambda m: m.__setitem__(4, nn.Linear(4, 3)), ["4.weight", "4.bias"], {"shape_differs": 2}),
+    ],
+    ids=["a layer added", "a layer removed", "a head resized"],
+)
+def test_what_changed_in_the_model_starts_fresh_and_everything_else_keeps_its_state(tmp_path, change, fresh, said):
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    step(model, optimizer, 0)
+    tk.save({"model": model, "optimizer": optimizer}, tmp_path / "ckpt")
+    again = build(1)
+    change(again)
+    optimizer_again = torch.optim.Adam(again.parameters(), lr=0.01)
+    rest = tk.load(tmp_path / "ckpt", into={"model": again, "optimizer": optimizer_again}, strict=False)
+    rows = [row for row in rest.plan.rows if row.entry == "optimizer"]
+    assert {status: sum(row.status == status for row in rows) for status in said} == said
+    old_states = {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
+    for name, parameter in again.named_parameters():
+        if name in fresh:
+            assert parameter not in optimizer_again.state
+        else:
+            assert torch.equal(optimizer_again.state[parameter]["exp_avg"], old_states[name]["exp_avg"])
+    step(again, optimizer_again, 1)
+
+
+def test_one_optimizer_over_two_models_tells_their_equal_names_apart(tmp_path):
+    generator, discriminator = build(), build(1)
+    both = [*generator.parameters(), *discriminator.parameters()]
+    optimizer = torch.optim.Adam(both, lr=0.01)
+    step(generator, optimizer, 0)
+    for parameter in discriminator.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    tk.save({"G": generator, "D": discriminator, "optimizer": optimizer}, tmp_path / "gan")
+    new_g, new_d = build(2), build(3)
+    other = torch.optim.Adam([*new_d.parameters(), *new_g.parameters()], lr=0.01)
+    tk.load(tmp_path / "gan", into={"G": new_g, "D": new_d, "optimizer": other})
+    for old, new in zip(both, [*new_g.parameters(), *new_d.parameters()], strict=True):
+        assert torch.equal(optimizer.state[old]["exp_avg"], other.state[new]["exp_avg"])
+
+
+def test_sparse_gradients_keep_their_state(tmp_path):
+    table = nn.Embedding(10, 3, sparse=True)
+    optimizer = torch.optim.SparseAdam(table.parameters())
+    table(torch.tensor([1, 4])).sum().backward()
+    optimizer.step()
+    tk.save({"model": table, "optimizer": optimizer}, tmp_path / "ckpt")
+    again = nn.Embedding(10, 3, sparse=True)
+    other = torch.optim.SparseAdam(again.parameters())
+    tk.load(tmp_path / "ckpt", into={"model": again, "optimizer": other})
+    for model, each in ((table, optimizer), (again, other)):
+        each.zero_grad()
+        model(torch.tensor([1, 7])).sum().backward()
+        each.step()
+    assert torch.equal(table.weight, again.weight)

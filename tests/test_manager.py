@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -240,7 +241,9 @@ def test_a_state_that_the_checkpoints_hold_nothing_for_is_refused_and_the_run_is
         with pytest.raises(PlanError, match="step-00000003 holds nothing for 'scaler'; nothing was touched") as refused:
             manager.resume()
         assert torch.equal(other.model.head.weight, before)
-        assert "resume(only=['model', 'optimizer', 'scheduler', 'progress'])" in str(refused.value)
+        assert "in step-00000003: model, optimizer, scheduler, progress" in str(refused.value)
+        with pytest.raises(TypeError, match=r"only is 'model': a list of names is wanted"):
+            manager.resume(only="model")
         assert manager.resume(only=["model", "optimizer", "scheduler", "progress"]) == 4
     assert steps(tmp_path) == [1, 3]
 
@@ -272,6 +275,7 @@ def test_resume_of_a_model_that_does_not_fit_says_every_difference_and_touches_n
     before = other.model.backbone.weight.detach().clone()
     with (
         tk.CheckpointManager(tmp_path, {"model": other.model}) as manager,
+        pytest.warns(UserWarning, match="not restored, since the state does not have them: optimizer, scheduler"),
         pytest.raises(PlanError, match=r"shape differs +head.weight +checkpoint \(2, 64\) +model \(3, 64\)"),
     ):
         manager.resume()
@@ -360,6 +364,9 @@ def test_a_failed_save_is_raised_at_the_next_call_and_the_run_goes_on(tmp_path, 
         handle = manager.save(1)
         with pytest.raises(CheckpointError, match="the checkpoint was not saved: Input/output error"):
             handle.wait()
+        second = manager.save(1)
+        while not second.done:
+            time.sleep(0.01)
     with pytest.raises(CheckpointError, match="not saved"):
         manager.save(2)
     manager.save(2).wait()
@@ -388,6 +395,91 @@ def test_a_checkpoint_of_another_run_copied_in_under_another_step_is_not_resumed
 def test_every_steps_takes_a_positive_integer(bad):
     with pytest.raises(ValueError, match="EverySteps takes a number of steps of 1 or more"):
         tk.EverySteps(bad)
+
+
+def test_a_run_that_was_not_resumed_is_not_mixed_with_another(tmp_path):
+    Training().run(tmp_path, 4, save_when=tk.EverySteps(2))
+    with tk.CheckpointManager(tmp_path, Training().state(), retain=tk.KeepLast(1)) as manager:
+        with pytest.raises(ConflictError, match=r"holds checkpoints that were not resumed \(steps 1, 3\)"):
+            manager.save(0)
+        assert manager.resume() == 4
+        manager.save(4)
+
+
+def test_a_checkpoint_is_not_a_run_folder(tmp_path):
+    Training().run(tmp_path, 2, save_when=tk.EverySteps(2))
+    with pytest.raises(ConflictError, match="this would be inside a checkpoint"):
+        tk.CheckpointManager(tmp_path / "step-00000001", Training().state()).resume()
+    with pytest.raises(tk.errors.FormatError, match="a checkpoint, not a run folder, and its run folder is"):
+        tk.checkpoints(tmp_path / "step-00000001")
+    assert ".lock" not in os.listdir(tmp_path / "step-00000001")
+
+
+def test_a_program_that_ends_without_closing_still_commits_its_last_save(tmp_path):
+    code = """
+import sys, torch, torchkeep as tk
+state = {f"w{i}": torch.randn(500_000) for i in range(20)}
+tk.CheckpointManager(sys.argv[1], {"x": state}, io_threads=2).save(0)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert steps(tmp_path) == [0]
+    assert tk.verify(tmp_path / "step-00000000")
+
+
+def test_a_state_of_tensors_alone_and_dicts_of_tensors_that_grow_resume(tmp_path):
+    with tk.CheckpointManager(tmp_path, {"w": torch.arange(3.0), "cache": {0: torch.ones(2)}}) as manager:
+        manager.save(0)
+    w, cache = torch.zeros(3), {"b": torch.zeros(0)}
+    with tk.CheckpointManager(tmp_path, {"w": w, "cache": cache}) as manager:
+        manager.resume()
+    assert w.tolist() == [0, 1, 2]
+    assert list(cache) == [0]
+    assert cache[0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda p: tk.CheckpointManager(p, nn.Linear(1, 1)), "state is Linear: a mapping by name is wanted"),
+        (lambda p: tk.CheckpointManager(p, {"e": {"net": nn.Linear(1, 1)}}), r"would not reach e\.net inside a dict"),
+        (lambda p: tk.CheckpointManager(p, {"p": {}}, save_when=5), "save_when is 5: a policy is wanted"),
+        (lambda p: tk.CheckpointManager(p, {"p": {}}, retain=3), "retain is 3: a policy is wanted"),
+        (lambda p: tk.CheckpointManager(p, {"p": {}}).save(0, 0.5), "metrics is float: a mapping is wanted"),
+        (
+            lambda p: tk.CheckpointManager(p, {"p": {}}).save(0, {"a": [1, 2]}),
+            "metric 'a' is list: one number is wanted",
+        ),
+    ],
+    ids=range(6),
+)
+def test_wrong_arguments_are_type_errors_at_the_door(tmp_path, make, text):
+    with pytest.raises(TypeError, match=text):
+        make(tmp_path)
+
+
+def test_steps_may_be_numpys_integers_and_must_be_countable(tmp_path):
+    with tk.CheckpointManager(tmp_path, {"p": {"a": 1}}) as manager:
+        assert manager.save(np.int64(3)).wait().name == "step-00000003"
+        for bad in (-1, 10**18):
+            with pytest.raises(ValueError, match="steps are counted from 0"):
+                manager.save(bad)
+
+
+def test_a_run_folder_that_was_removed_meanwhile_is_said(tmp_path):
+    manager = tk.CheckpointManager(tmp_path / "run", {"p": {"a": 1}})
+    manager.save(0).wait()
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(ConflictError, match="the run folder was removed or replaced while it was in use"):
+        manager.save(1)
+    manager.close()
+
+
+def test_somebodys_folder_with_a_steps_name_is_left_alone(tmp_path):
+    (tmp_path / "step-00000005").mkdir()
+    (tmp_path / "step-00000005" / "mine.txt").write_text("mine")
+    with tk.CheckpointManager(tmp_path, {"p": {"a": 1}}) as manager:
+        assert manager.resume() == 0
+    assert (tmp_path / "step-00000005" / "mine.txt").exists()
 
 
 def test_save_policies_compose():

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from torchkeep.errors import CheckpointError, ConflictError, CorruptError, NotFoundError, PlanError
-from torchkeep.folder.commit import DAMAGED, fsync_path, make_parents, recover, remove
+from torchkeep.folder.commit import DAMAGED, fsync_path, make_parents, recover, refuse_inside_checkpoint, remove
 from torchkeep.folder.lock import RunLock
 from torchkeep.folder.parallel import default_threads, in_parallel
 from torchkeep.folder.record import Record
@@ -20,57 +19,13 @@ from torchkeep.folder.runs import Committed, Run, metrics_of, read_run, step_nam
 from torchkeep.folder.write import Saved, Staged, finish, stage
 from torchkeep.planning.rules import Rule
 from torchkeep.policies import Candidate, KeepAll, RetentionPolicy, SaveWhen, decide
-from torchkeep.verbs.saving import draft_of
+from torchkeep.verbs.background import SaveHandle
+from torchkeep.verbs.saving import draft_of_entries, whole_step
 
 if TYPE_CHECKING:
     from torchkeep.verbs.loading import Loaded
 
 _TAKES = "a module, an optimizer, anything with state_dict and load_state_dict, a tensor, or a dict"
-
-
-class SaveHandle:
-    """A save under way in the background.
-
-    Attributes:
-        step: The step it is of.
-    """
-
-    def __init__(self, step: int, work: Callable[[], Saved]) -> None:
-        self.step = step
-        self._saved: Saved | None = None
-        self._error: BaseException | None = None
-        self._work = work
-        # Not a daemon: an interpreter that exits waits for the commit.
-        self._thread = threading.Thread(target=self._run, name=f"torchkeep-save-{step}")
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._saved = self._work()
-        except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits
-            self._error = error
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, well or not."""
-        return not self._thread.is_alive()
-
-    def wait(self) -> Path:
-        """Wait until it is committed and durable; its path.
-
-        Raises:
-            CheckpointError: It failed. What was saved before is as it was.
-        """
-        return self.result().path
-
-    def result(self) -> Saved:
-        """Wait like `wait`; what was written and linked."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        if self._saved is None:
-            raise CheckpointError(f"the save of step {self.step} did not end")
-        return self._saved
 
 
 class CheckpointManager:
@@ -110,8 +65,12 @@ class CheckpointManager:
         retain: RetentionPolicy | None = None,
         io_threads: int | None = None,
     ) -> None:
-        _refuse_immutable(state)
-        self.folder = Path(os.path.realpath(folder))
+        _require_state(state)
+        if save_when is not None and not hasattr(save_when, "is_due"):
+            raise TypeError(f"save_when is {save_when!r}: a policy is wanted, as EverySteps(500)")
+        if retain is not None and not isinstance(retain, RetentionPolicy):
+            raise TypeError(f"retain is {retain!r}: a policy is wanted, as KeepLast(3)")
+        self.folder = Path(os.path.realpath(Path(folder).expanduser()))
         self.state = dict(state)
         self.save_when = save_when
         self.retain = retain or KeepAll()
@@ -122,6 +81,7 @@ class CheckpointManager:
         self._parent: tuple[Path, Record] | None = None
         self._in_flight: SaveHandle | None = None
         self._lock: RunLock | None = None
+        self._has_resumed = False
 
     @property
     def last_step(self) -> int | None:
@@ -149,7 +109,10 @@ class CheckpointManager:
             PlanError: The checkpoint does not fit; nothing was touched.
             CorruptError: No checkpoint of the run is good; objects may be partly overwritten.
         """
+        if isinstance(only, str):
+            raise TypeError(f"only is {only!r}: a list of names is wanted, as [{only!r}]")
         self._own_folder()
+        self._has_resumed = True
         run = read_run(self.folder)
         for path, error in run.passed_over:
             if isinstance(error, (CorruptError, NotFoundError)):
@@ -184,11 +147,15 @@ class CheckpointManager:
                 self._set_aside(committed.path, error)
                 continue
             self.notes += loaded.notes
+            for note in loaded.notes:
+                warnings.warn(f"resumed from {committed.path.name}: {note}", stacklevel=3)
             self._last_step = self._last_saved_step = committed.step
             self._parent = (committed.path, committed.record)
             return committed.step + 1
+        asked = "this" if len(candidates) == 1 and len(run.checkpoints) > 1 else "no"
         raise CorruptError(
-            "no checkpoint of this run is good; the objects given to the manager may be partly overwritten",
+            f"{asked} checkpoint of this run is {'not ' if asked == 'this' else ''}good; "
+            "the objects given to the manager may be partly overwritten",
             where=self.folder,
             faults=faults,
             remedy="what is damaged was kept as .damaged-*: to begin anew, build the objects anew and move those away",
@@ -196,33 +163,48 @@ class CheckpointManager:
 
     def _restore(self, committed: Committed, only: Sequence[str] | None, rules: Sequence[Rule]) -> Loaded:
         from torchkeep.folder.read import open_folder
-        from torchkeep.folder.values import decode
+        from torchkeep.folder.values import decode_plain
         from torchkeep.live.build import Builder
         from torchkeep.live.rng import restore_rng
         from torchkeep.verbs.loading import resume_into
 
-        wanted = list(self.state) if only is None else list(only)
-        absent = [name for name in wanted if name not in committed.record.entries]
-        if absent:
-            raise PlanError(
-                f"{committed.path.name} holds nothing for {', '.join(map(repr, absent))}; nothing was touched",
-                where=self.folder,
-                remedy=f"take the rest: resume(only={[name for name in wanted if name not in absent]})",
-            )
+        wanted = self._wanted(committed, only)
         try:
             source = open_folder(committed.path)
         except NotFoundError as error:
             raise CorruptError(error.what, where=error.where) from error
         try:
-            into = {(name,): self.state[name] for name in wanted}
+            into = {(name,): _target(self.state[name]) for name in wanted}
             loaded = resume_into(source, into, rules, Builder(source), self._threads)
         finally:
             source.close()
         if only is None and committed.record.rng is not None:
-            rng = decode(committed.record.rng, _no_leaves)
+            rng = decode_plain(committed.record.rng)
             if isinstance(rng, dict):
                 restore_rng(rng)
         return loaded
+
+    def _wanted(self, committed: Committed, only: Sequence[str] | None) -> list[str]:
+        """The names to restore; both sides must have each."""
+        wanted = list(self.state) if only is None else list(only)
+        entries, name = committed.record.entries, committed.path.name
+        absent = [each for each in wanted if each not in entries or each not in self.state]
+        if absent:
+            side = (
+                f"{name} holds" if all(each in self.state for each in absent) else "the state or the checkpoint holds"
+            )
+            raise PlanError(
+                f"{side} nothing for {', '.join(map(repr, absent))}; nothing was touched",
+                where=self.folder,
+                faults=[f"in {name}: {', '.join(entries)}", f"in the state: {', '.join(self.state)}"],
+                remedy="give both the same names, or say what to restore: resume(only=[...])",
+            )
+        left = [each for each in entries if each not in self.state]
+        if left and only is None:
+            warnings.warn(
+                f"not restored, since the state does not have them: {', '.join(left)} of {name}", stacklevel=5
+            )
+        return wanted
 
     def _set_aside(self, path: Path, error: CheckpointError) -> None:
         aside = path.with_name(f"{DAMAGED}{path.name.removeprefix('step-')}-{secrets.token_hex(4)}")
@@ -243,7 +225,7 @@ class CheckpointManager:
         Raises:
             CheckpointError: The save before it failed, or this one cannot begin.
         """
-        self._last_step = step
+        self._last_step = step = whole_step(step)
         if self.save_when is not None and self.save_when.is_due(step, self._last_saved_step):
             return self.save(step, metrics)
         return None
@@ -265,12 +247,17 @@ class CheckpointManager:
         """
         from torchkeep.live.rng import capture_rng
 
+        step = whole_step(step)
         self.wait()
         self._own_folder()
+        self._refuse_unresumed()
+        draft = draft_of_entries(self.state, step=step, metrics=metrics, rng=capture_rng())
         for name in self.retain.metrics:
             if name not in (metrics or {}):
-                warnings.warn(f"step {step} is saved without the metric {name!r} that retention asks for", stacklevel=2)
-        draft = draft_of(self.state, step=step, metrics=metrics, rng=capture_rng())
+                there = f"; it has {', '.join(metrics)}" if metrics else ""
+                warnings.warn(
+                    f"step {step} is saved without the metric {name!r} that retention asks for{there}", stacklevel=2
+                )
         target = self.folder / step_name(step)
         parent, record = self._parent or (None, None)
         staged = stage(target, draft, parent, record, self._threads)
@@ -315,16 +302,23 @@ class CheckpointManager:
         Raises:
             CheckpointError: It failed; it is reported once.
         """
-        handle, self._in_flight = self._in_flight, None
-        if handle is not None:
-            handle.result()
+        handle = self._in_flight
+        if handle is None:
+            return
+        try:
+            # An interrupt here leaves it in flight, and so the lock held.
+            if not handle.is_reported or not handle.done:
+                handle.result()
+        finally:
+            if handle.done:
+                self._in_flight = None
 
     def close(self) -> None:
         """Wait for the save in flight and let another process write in the run folder."""
         try:
             self.wait()
         finally:
-            if self._lock is not None:
+            if self._lock is not None and self._in_flight is None:
                 self._lock.release()
                 self._lock = None
 
@@ -334,9 +328,25 @@ class CheckpointManager:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<CheckpointManager {str(self.folder)!r} of {', '.join(self.state)}; last step {self._last_step}>"
+
+    def _refuse_unresumed(self) -> None:
+        """A run that is there and was not resumed would be mixed with this one, and thinned by its retention."""
+        there = [] if self._has_resumed else [str(each.step) for each in read_run(self.folder).checkpoints]
+        if there:
+            raise ConflictError(
+                f"this run folder holds checkpoints that were not resumed (steps {', '.join(there[-5:])})",
+                where=self.folder,
+                remedy="call resume() before the first step, or use another run folder",
+            )
+        self._has_resumed = True
+
     def _own_folder(self) -> None:
         if self._lock is not None and self._lock.is_held:
+            self._lock.require_folder(self.folder)
             return
+        refuse_inside_checkpoint(self.folder / "step")
         try:
             make_parents(self.folder)
             self._lock = RunLock(self.folder)
@@ -349,12 +359,23 @@ class CheckpointManager:
             ) from error
 
 
-def _no_leaves(tag: str, _payload: object, _node: Mapping[str, object]) -> object:
-    raise CorruptError(f"the record is damaged: {tag} among the random states")
+def _target(value: object) -> object:
+    from torchkeep.live.refill import LiveDict
+
+    return LiveDict(value) if isinstance(value, MutableMapping) else value
 
 
-def _refuse_immutable(state: Mapping[str, object]) -> None:
+def _require_state(state: object) -> None:
     """Every value must be able to take its state back."""
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise TypeError(f'state is {type(state).__name__}: a mapping by name is wanted, as {{"model": model}}')
+    inside = [
+        f"{name}.{path}" for name, value in state.items() if isinstance(value, Mapping) for path in _stateful(value)
+    ]
+    if inside:
+        raise TypeError(
+            f"a resume would not reach {', '.join(inside)} inside a dict: give each its own name in the state"
+        )
     immutable = {
         name: type(value).__name__
         for name, value in state.items()
@@ -366,6 +387,16 @@ def _refuse_immutable(state: Mapping[str, object]) -> None:
             f"a resume could not put these back: {shown}. {_TAKES} is wanted; put plain values in a dict: "
             '{"progress": {"epoch": 0}}'
         )
+
+
+def _stateful(value: object, path: str = "") -> Iterator[str]:
+    """Paths of objects inside a dict that keep a state of their own."""
+    if hasattr(value, "load_state_dict") and not isinstance(value, type):
+        yield path
+    elif isinstance(value, (Mapping, list, tuple)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, each in items:
+            yield from _stateful(each, f"{path}.{key}" if path else str(key))
 
 
 def _is_tensor(value: object) -> bool:

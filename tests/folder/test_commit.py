@@ -56,8 +56,8 @@ def somebodys_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-def empty_folder(path: Path) -> None:
-    path.mkdir()
+def folder_with_an_empty_one(path: Path) -> None:
+    (path / "empty").mkdir(parents=True)
 
 
 def folder_called_as_the_record(path: Path) -> None:
@@ -82,7 +82,7 @@ def somebodys_safetensors_file(path: Path) -> None:
         ("file", somebodys_file),
         ("folder", somebodys_folder),
         ("file", somebodys_pipe),
-        ("folder", empty_folder),
+        ("folder", folder_with_an_empty_one),
         ("folder", folder_called_as_the_record),
         ("file", link_to_a_file),
         ("file", somebodys_safetensors_file),
@@ -165,9 +165,35 @@ def test_something_that_comes_while_a_save_is_written_is_left_as_it_is(tmp_path)
 def test_a_damaged_checkpoint_is_replaced(tmp_path):
     path = save(tmp_path / "ckpt")
     (path / RECORD_NAME).chmod(0o644)
-    (path / RECORD_NAME).write_bytes(b"{}")
+    (path / RECORD_NAME).write_bytes((path / RECORD_NAME).read_bytes()[:-9])
     save(path, 2)
     assert version_at(path) == 2
+
+
+def test_somebodys_file_of_the_records_name_does_not_make_a_folder_ours(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / RECORD_NAME).write_text('{"epoch": 3}')
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(ConflictError, match="a folder that torchkeep did not write is in the way"):
+        save(tmp_path / "mine")
+    assert names_in(tmp_path / "mine") == [RECORD_NAME, "thesis.txt"]
+
+
+def test_files_that_somebody_put_into_a_checkpoint_are_not_removed_by_saving_over_it(tmp_path):
+    path = save(tmp_path / "ckpt")
+    (path / "config.json").write_text("{}")
+    with pytest.raises(ConflictError, match=r"would remove files that torchkeep did not write(.|\n)*config\.json"):
+        save(path, 2)
+    assert version_at(path) == 1
+    with pytest.raises(ConflictError, match="this would be inside a checkpoint"):
+        save(path / "inner")
+    (path / "config.json").unlink()
+    assert version_at(save(path, 2)) == 2
+
+
+def test_an_empty_folder_is_nobodys_data(tmp_path):
+    (tmp_path / "ckpt").mkdir()
+    assert version_at(save(tmp_path / "ckpt")) == 1
 
 
 # What exists

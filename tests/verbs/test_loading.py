@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import os
 
 import pytest
 import torch
@@ -291,7 +293,7 @@ def test_a_module_that_overrides_loading_loads_by_itself_and_is_put_back_when_it
     module.calls = 13
     tk.save(nn.Sequential(module), tmp_path / "ckpt")
     fresh = nn.Sequential(Versioned())
-    with pytest.raises(RuntimeError, match="thirteen"):
+    with pytest.raises(PlanError, match=r"Sequential refuses its state\n  RuntimeError: thirteen"):
         tk.load(tmp_path / "ckpt", into=fresh)
     assert fresh[0].weight.tolist() == [1, 1]
 
@@ -365,3 +367,149 @@ def test_loose_tensors_among_entries_are_filled_by_their_keys_and_a_state_dict_i
     tk.save({"alpha": torch.ones(2), "beta": torch.ones(1)}, tmp_path / "flat")
     with pytest.raises(PlanError, match=r"only in checkpoint +beta"):
         tk.load(tmp_path / "flat", into={"alpha": alpha})
+
+
+class Refusing:
+    """Something that keeps a state and does not take every one back."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        if state["value"] == 13:
+            raise KeyError("thirteen")
+        self.value = state["value"]
+
+
+def test_when_one_object_refuses_its_state_all_are_as_before(tmp_path):
+    model, other = net(), net(seed=1)
+    tk.save({"model": model, "good": Refusing(1), "bad": Refusing(13)}, tmp_path / "ckpt")
+    before = copy.deepcopy(other.state_dict())
+    good = Refusing(7)
+    with pytest.raises(PlanError, match=r"bad \(Refusing\) refuses its state\n  KeyError: 'thirteen'"):
+        tk.load(tmp_path / "ckpt", into={"model": other, "good": good, "bad": Refusing(0)})
+    assert good.value == 7
+    assert all(torch.equal(a, before[name]) for name, a in other.state_dict().items())
+
+
+class Tied(nn.Module):
+    def __init__(self, tie, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.a, self.b = nn.Linear(300, 300, bias=False), nn.Linear(300, 300, bias=False)
+        if tie:
+            self.b.weight = self.a.weight
+
+
+def test_tensors_that_are_tied_on_one_side_only(tmp_path):
+    tk.save(Tied(tie=False), tmp_path / "two")
+    model = Tied(tie=True, seed=1)
+    before = model.a.weight.detach().clone()
+    with pytest.raises(
+        PlanError, match=r"a\.weight and b\.weight are one tensor in the model and differ"
+    ):
+        tk.load(tmp_path / "two", into=model)
+    assert torch.equal(model.a.weight, before)
+    tk.load(tmp_path / "two", into=model, strict=False, io_threads=4)
+    equal_twice = Tied(tie=False)
+    equal_twice.b.load_state_dict(equal_twice.a.state_dict())
+    tk.save(equal_twice, tmp_path / "same")
+    tk.load(tmp_path / "same", into=model, io_threads=4)
+    assert torch.equal(model.b.weight, equal_twice.a.weight)
+    tk.save({"a.weight": equal_twice.a.weight.detach()}, tmp_path / "one")
+    rest = tk.load(tmp_path / "one", into=Tied(tie=True))
+    assert [row.reason for row in rest.plan.rows if row.status == "skipped"] == [
+        "stays at its initial value: it is tied to a.weight, which arrives"
+    ]
+    tk.save(Tied(tie=True), tmp_path / "tied")
+    tk.load(tmp_path / "tied", into=Tied(tie=False))
+
+
+def test_a_module_with_a_sparse_buffer_loads_into_its_twin(tmp_path):
+    def graph(scale):
+        module = nn.Linear(2, 2)
+        module.register_buffer("adjacency", (torch.eye(3) * scale).to_sparse())
+        return module
+
+    tk.save({"model": graph(2.0)}, tmp_path / "ckpt")
+    other = graph(1.0)
+    tk.load(tmp_path / "ckpt", into={"model": other})
+    assert torch.equal(other.adjacency.to_dense(), torch.eye(3) * 2)
+
+
+def test_an_averaged_model_loads_into_the_plain_one(tmp_path):
+    from torch.optim.swa_utils import AveragedModel
+
+    model = net()
+    tk.save({"ema": AveragedModel(model)}, tmp_path / "ckpt")
+    other = net(seed=1)
+    tk.load(tmp_path / "ckpt", into={"ema": other})
+    assert equal(model, other)
+    tk.load(tmp_path / "ckpt", into={"ema": AveragedModel(other)})
+
+
+def test_a_model_saved_alone_is_also_found_by_the_name_model(tmp_path):
+    model, other = net(), net(seed=1)
+    tk.save(model, tmp_path / "ckpt")
+    tk.load(tmp_path / "ckpt", into={"model": other})
+    assert equal(model, other)
+
+
+def folded():
+    module = nn.Sequential(nn.Linear(2, 2))
+    module.register_buffer("folded", torch.zeros(1).expand(4))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: nn.Sequential(nn.LazyLinear(2)), "0.weight, 0.bias: not initialised yet; run the model once"),
+        (folded, "folded: elements share memory, as expand"),
+    ],
+    ids=["lazy", "expanded"],
+)
+def test_a_model_that_nothing_can_be_placed_in_is_refused_in_words(tmp_path, make, text):
+    tk.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "ckpt")
+    with pytest.raises(PlanError, match=text):
+        tk.load(tmp_path / "ckpt", into=make())
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "text"),
+    [
+        (lambda p: tk.load(p, into=net(), rules=tk.Skip("fc")), TypeError, "rules is a list of rules, as"),
+        (lambda p: tk.load(p, into=net(), rules=["fc"]), TypeError, "rules is a list of rules, as .*not 'fc'"),
+        (lambda p: tk.load(p, into=nn.Linear), TypeError, "cannot load into type"),
+        (lambda p: tk.load(p, into={"model": nn.Linear}), TypeError, r"cannot load into 'model' \(type\)"),
+        (lambda p: tk.load(p, map_location="bogus"), ValueError, "map_location='bogus' is no device here"),
+        (lambda p: tk.save(p, net()), TypeError, "are the two arguments swapped"),
+        (lambda p: tk.load("x" * 300), tk.CheckpointError, "cannot be read|nothing is there"),
+    ],
+    ids=range(7),
+)
+def test_wrong_arguments_say_what_is_wanted(tmp_path, act, error, text):
+    with pytest.raises(error, match=text):
+        act(tk.save(net(), tmp_path / "ckpt").path)
+
+
+def test_loads_of_any_format_leave_no_file_open(tmp_path):
+    model = net()
+    paths = [SAVERS[kind](model, tmp_path) for kind in ("torchkeep folder", "torch zip", "safetensors")]
+    torch.save(model.state_dict(), tmp_path / "l.pth", _use_new_zipfile_serialization=False)
+    for path in [*paths, tmp_path / "l.pth"]:
+        tk.load(path, into=model)
+    before = len(os.listdir("/proc/self/fd"))
+    for path in [*paths, tmp_path / "l.pth"] * 3:
+        tk.load(path, into=model)
+        tk.open(path)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_rule_that_matched_nothing_is_noted(tmp_path):
+    tk.save(net(), tmp_path / "ckpt")
+    assert tk.load(tmp_path / "ckpt", into=net(), rules=[tk.Skip("haed")]).notes == ('Skip("haed") matched nothing',)

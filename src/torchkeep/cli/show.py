@@ -50,7 +50,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, object]:
         Of the whole file ``format``, ``tensor_count``, ``parameter_count`` (elements of all floating-point tensors),
         ``total_bytes`` and ``tensors``; of the entry taken to be the weights ``weights``, or why there is none.
     """
-    from torchkeep.verbs.opening import is_counted
+    from torchkeep.tensors import is_floating
 
     tensors = tensors_of(checkpoint.tree)
     weights, note = _weights(checkpoint)
@@ -58,7 +58,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, object]:
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "tensor_count": len(tensors),
-        "parameter_count": sum(spec.numel for spec in tensors.values() if is_counted(spec)),
+        "parameter_count": sum(spec.numel for spec in tensors.values() if is_floating(spec.dtype)),
         "total_bytes": sum(spec.nbytes for spec in tensors.values()),
         "step": checkpoint.step,
         "metrics": checkpoint.metrics,

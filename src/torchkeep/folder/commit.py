@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torchkeep.errors import CheckpointError, ConflictError, CorruptError, FormatError, NotFoundError
-from torchkeep.folder.record import RECORD_NAME, Record, decode_record
+from torchkeep.folder.record import CONTENT_NAME, FILE_NAME, RECORD_BEGIN, RECORD_NAME, Record, decode_record
 
 STAGING, ASIDE, TRASH, DAMAGED = ".staging-", ".aside-", ".trash-", ".damaged-"
 _LEFTOVER = re.compile(r"\.(staging|trash)-[0-9a-f]{16}|\.aside-[0-9a-f]{16}-.+", re.DOTALL)
@@ -121,7 +121,10 @@ class Staging:
                 self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             else:
                 self.path.mkdir(mode=0o755)
-                self.descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    self.descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    continue  # a cleaner was faster
             # A cleaner that came between the two calls holds the lock or has taken the name away: make another.
             if _lock(self.descriptor) is not False and os.path.lexists(self.path):
                 return
@@ -167,6 +170,8 @@ def commit(staging: Staging, target: Path, record: Record, replaces: str | None)
         ConflictError: At `target` is something that torchkeep did not write, or a newer save. It is as before.
     """
     fsync_path(staging.path)
+    with suppress(OSError):
+        target.rmdir()  # an empty folder is nobody's data
     if _rename(staging.path, target, _RENAME_NOREPLACE):
         _flush_parent(target)
     else:
@@ -245,13 +250,47 @@ def _refuse_newer(there: Identity, saved_at_ns: int, replaces: str | None, targe
 
 
 def refuse_foreign(folder: Path, target: Path | None = None) -> None:
-    """Refuse to replace a folder that torchkeep did not write: one without a record, or a file.
+    """Refuse to replace what torchkeep did not write: a file, a folder without a record, or a record with guests.
 
     Raises:
-        ConflictError: It names `target`, or `folder` where that is the same.
+        ConflictError: It names `target`, or `folder` where that is the same, and the files that are not torchkeep's.
     """
-    if not (folder / RECORD_NAME).is_file():
+    if not _has_record(folder):
         raise _in_the_way("folder" if folder.is_dir() else "file", target or folder)
+    guests = sorted(name for name in os.listdir(folder) if name != RECORD_NAME and not FILE_NAME.fullmatch(name))
+    if guests:
+        raise ConflictError(
+            "replacing this checkpoint would remove files that torchkeep did not write; nothing was done",
+            where=target or folder,
+            faults=guests[:10],
+            remedy="move them away, or save to another path",
+        )
+
+
+def _has_record(folder: Path) -> bool:
+    """Whether a folder holds a record of ours, whole or damaged; a file of the same name may be anybody's."""
+    try:
+        read_record(folder)
+    except (NotFoundError, OSError):
+        return False
+    except FormatError:
+        return True
+    except CorruptError:
+        path = folder / RECORD_NAME
+        begin = path.read_bytes()[: len(RECORD_BEGIN)] if path.is_file() else b""
+        return begin == RECORD_BEGIN or any(CONTENT_NAME.fullmatch(name) for name in os.listdir(folder))
+    return True
+
+
+def refuse_inside_checkpoint(target: Path) -> None:
+    """Refuse to save into a folder that is a checkpoint: it would go when that is replaced or removed.
+
+    Raises:
+        ConflictError: It names the checkpoint.
+    """
+    for above in target.parents:
+        if os.path.lexists(above / RECORD_NAME):
+            raise ConflictError("this would be inside a checkpoint", where=above, remedy="save beside it")
 
 
 def _in_the_way(kind: str, path: Path) -> ConflictError:

@@ -89,13 +89,14 @@ def _clock_node(tag: str, value: dt.datetime | dt.time) -> Node:
     return node
 
 
-def _base64_of(value: bytes | bytearray) -> str:
+def base64_of(value: bytes | bytearray) -> str:
+    """Bytes as base64 text."""
     return base64.b64encode(value).decode("ascii")
 
 
 _ENCODERS: dict[type, Callable[[Any], Node]] = {
-    bytes: lambda value: {"$bytes": _base64_of(value)},
-    bytearray: lambda value: {"$bytearray": _base64_of(value)},
+    bytes: lambda value: {"$bytes": base64_of(value)},
+    bytearray: lambda value: {"$bytearray": base64_of(value)},
     complex: lambda value: {"$complex": [encode_atom(value.real), encode_atom(value.imag)]},
     range: lambda value: {"$range": [encode_atom(part) for part in (value.start, value.stop, value.step)]},
     dt.datetime: lambda value: _clock_node("$datetime", value),

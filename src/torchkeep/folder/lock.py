@@ -51,6 +51,22 @@ class RunLock:
         """Whether this process holds it: False once released, and in a forked child."""
         return self._descriptor >= 0 and os.getpid() == self._owner_pid
 
+    def require_folder(self, folder: Path) -> None:
+        """Make sure that the locked folder is still the one at its path.
+
+        Raises:
+            ConflictError: It was removed or replaced, so the lock keeps nobody out.
+        """
+        try:
+            status = folder.stat()
+            same = (status.st_dev, status.st_ino) == self._key and (folder / LOCK_NAME).exists()
+        except OSError:
+            same = False
+        if not same:
+            raise ConflictError(
+                "the run folder was removed or replaced while it was in use", where=folder, remedy="make a new manager"
+            )
+
     def release(self) -> None:
         """Let others write; harmless when called twice, and in a forked child, which holds nothing."""
         with _guard:

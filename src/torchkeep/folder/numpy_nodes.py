@@ -6,7 +6,6 @@ and text have a node; objects and structured types have none.
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torchkeep.errors import FormatError
-from torchkeep.folder.leaf_nodes import Decoder, Members, Node, bytes_in, int_in, list_in, text_in
+from torchkeep.folder.leaf_nodes import Decoder, Members, Node, base64_of, bytes_in, int_in, list_in, text_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,11 +42,11 @@ def encode_numpy(value: object) -> Node | None:
 def _scalar_payload(value: np.generic) -> Node:
     # Not through an array, which would drop NULs at the end.
     if isinstance(value, str):
-        return [f"<U{len(value)}", _base64_of(value.encode("utf-32-le", "surrogatepass"))]
+        return [f"<U{len(value)}", base64_of(value.encode("utf-32-le", "surrogatepass"))]
     if isinstance(value, bytes):
-        return [f"|S{len(value)}", _base64_of(bytes(value))]
+        return [f"|S{len(value)}", base64_of(bytes(value))]
     dtype = _known(value.dtype).newbyteorder("<")
-    return [dtype.str, _base64_of(value.astype(dtype).tobytes())]
+    return [dtype.str, base64_of(value.astype(dtype).tobytes())]
 
 
 def _array_payload(array: np.ndarray[Any, np.dtype[Any]]) -> Node:
@@ -58,17 +57,13 @@ def _array_payload(array: np.ndarray[Any, np.dtype[Any]]) -> Node:
     dtype = _known(array.dtype).newbyteorder("<")
     if not dtype.itemsize:
         raise ValueError(f"numpy's {dtype.str} has elements of no bytes")
-    return [dtype.str, list(array.shape), _base64_of(array.astype(dtype, copy=False).tobytes("C"))]
+    return [dtype.str, list(array.shape), base64_of(array.astype(dtype, copy=False).tobytes("C"))]
 
 
 def _known(dtype: np.dtype[Any]) -> np.dtype[Any]:
     if dtype.kind not in _KINDS:
         raise ValueError(f"numpy's {dtype} has no encoding")
     return dtype
-
-
-def _base64_of(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
 
 
 def _dtype_of(payload: object) -> np.dtype[Any]:

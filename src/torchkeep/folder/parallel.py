@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -26,18 +26,24 @@ def in_parallel(action: Callable[[_T], _R], items: Iterable[_T], threads: int) -
     if threads == 1 or len(waiting) < 2:  # noqa: PLR2004 - one item needs no second thread
         return [action(item) for item in waiting]
     results: dict[int, _R] = {}
+    errors: list[BaseException] = []
     positions = iter(range(len(waiting)))  # shared: each position goes to one worker
 
     def work() -> None:
         try:
             for position in positions:
                 results[position] = action(waiting[position])
-        except BaseException:
+        except BaseException as error:  # noqa: BLE001 - it is raised in the calling thread
+            errors.append(error)
             deque(positions, maxlen=0)  # the others stop after what they have in hand
-            raise
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="torchkeep") as pool:
-        workers = [pool.submit(work) for _ in range(min(threads, len(waiting)))]
-        for worker in workers:
-            worker.result()
+    # Plain threads: an executor refuses work once the interpreter has begun to exit, and a save must still commit then.
+    workers = [threading.Thread(target=work, name="torchkeep-io") for _ in range(min(threads, len(waiting)) - 1)]
+    for worker in workers:
+        worker.start()
+    work()
+    for worker in workers:
+        worker.join()
+    if errors:
+        raise errors[0]
     return [results[position] for position in range(len(waiting))]

@@ -51,7 +51,9 @@ class FolderSource:
     @property
     def metadata(self) -> Mapping[str, object]:
         """The record's facts beside the tree."""
-        return {"id": self.record.id, "saved_at_ns": self.record.saved_at_ns, "provenance": self.record.provenance}
+        record = self.record
+        facts = {"id": record.id, "saved_at_ns": record.saved_at_ns, "provenance": record.provenance}
+        return {**facts, "whole": record.whole}
 
     def read_into(self, spec: TensorSpec, buffer: memoryview) -> None:
         """Read one tensor and check its digests on the way; see `Source.read_into`."""

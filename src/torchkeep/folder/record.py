@@ -20,7 +20,9 @@ ALIGNMENT_BYTES = 4096
 Node: TypeAlias = object
 _DIGEST_MEMBER = b',"digest":"'
 _END = b'"}\n'
-_FILE_NAME = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9_.%~-]{0,200}\.safetensors(\.index\.json)?")
+RECORD_BEGIN = b'{"format":"torchkeep"'
+CONTENT_NAME = re.compile(r".+-[0-9a-f]{16}\.safetensors")  # only torchkeep names a shard so
+FILE_NAME = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9_.%~-]{0,200}\.safetensors(\.index\.json)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,6 @@ class StoredTensor:
     def nbytes(self) -> int:
         """Bytes it takes."""
         return self.end - self.begin
-
-    def holds_same(self, other: StoredTensor | None) -> bool:
-        """Whether dtype, shape and every digest are equal."""
-        return other is not None and (self.dtype, self.shape, self.chunks) == (other.dtype, other.shape, other.chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +278,7 @@ def _shard_of(value: object, name: str) -> Shard:
 
 
 def _file_name(name: str) -> str:
-    if not _FILE_NAME.fullmatch(name):
+    if not FILE_NAME.fullmatch(name):
         raise _MalformedError(f"{name!r} is not a file name of this format")
     return name
 

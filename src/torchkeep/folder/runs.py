@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from pathlib import Path
 
 from torchkeep.errors import CheckpointError, CorruptError, FormatError, NotFoundError
 from torchkeep.folder.commit import read_record
-from torchkeep.folder.record import Record
-from torchkeep.folder.values import decode
+from torchkeep.folder.record import FILE_NAME, RECORD_NAME, Record
+from torchkeep.folder.values import decode_plain
 
+STEP_LIMIT = 10**18
 _STEP_NAME = re.compile(r"step-(\d{8,18})")
 
 
@@ -41,12 +43,8 @@ class Committed:
 
 def metrics_of(record: Record) -> dict[str, float]:
     """The metrics of a record; empty when it has none."""
-    metrics = {} if record.metrics is None else decode(record.metrics, _refuse_leaf)
+    metrics = {} if record.metrics is None else decode_plain(record.metrics)
     return metrics if isinstance(metrics, dict) else {}
-
-
-def _refuse_leaf(tag: str, _payload: object, _node: object) -> object:
-    raise CorruptError(f"the record is damaged: {tag} among the metrics")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +61,13 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         NotFoundError: There is no such folder.
+        FormatError: It is a checkpoint, not a run folder.
     """
+    if os.path.lexists(folder / RECORD_NAME):
+        whose = f", and its run folder is {folder.parent}" if is_step_name(folder.name) else ""
+        raise FormatError(f"a checkpoint, not a run folder{whose}", where=folder, remedy="name a folder of checkpoints")
     if not folder.is_dir():
-        raise NotFoundError("there is no run folder here", where=folder)
+        raise NotFoundError("there is no run folder here", where=folder, remedy="check the path")
     found, passed_over = [], []
     for step, path in sorted(_step_folders(folder)):
         try:
@@ -84,5 +86,10 @@ def read_run(folder: Path) -> Run:
 def _step_folders(folder: Path) -> Iterator[tuple[int, Path]]:
     for path in folder.iterdir():
         match = _STEP_NAME.fullmatch(path.name)
-        if match and step_name(int(match[1])) == path.name and path.is_dir():
+        if match and step_name(int(match[1])) == path.name and path.is_dir() and _is_ours(path):
             yield int(match[1]), path
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether torchkeep made a folder: it has a record, or files that are named as shards are."""
+    return any(name == RECORD_NAME or FILE_NAME.fullmatch(name) for name in os.listdir(folder))

@@ -12,7 +12,7 @@ from torchkeep.folder.leaf_nodes import ATOM_TYPES, LEAF_DECODERS, Members, Node
 from torchkeep.folder.numpy_nodes import NUMPY_DECODERS, encode_numpy
 from torchkeep.tensors import KeyPath, name_of
 
-__all__ = ["MAX_LEVELS", "Node", "decode", "encode"]
+__all__ = ["MAX_LEVELS", "Node", "decode", "decode_plain", "encode"]
 
 MAX_LEVELS = 500
 EncodeLeaf: TypeAlias = Callable[[KeyPath, object], Node | None]
@@ -80,6 +80,19 @@ def decode(node: Node, decode_leaf: DecodeLeaf) -> object:
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         why = f"{error} is not known" if isinstance(error, KeyError) else str(error)
         raise CorruptError("a value in the record is not valid", faults=[f"{_place(path)}: {why}"]) from error
+
+
+def decode_plain(node: Node) -> object:
+    """Decode a node that holds no tensors and nothing of torch's.
+
+    Raises:
+        CorruptError: It does, or it is not what docs/format.md says.
+    """
+    return decode(node, _refuse_leaf)
+
+
+def _refuse_leaf(tag: str, _payload: object, _node: Members) -> object:
+    raise CorruptError(f"the record is damaged: {tag} where only plain values belong")
 
 
 def _place(path: list[Hashable]) -> str:

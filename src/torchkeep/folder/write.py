@@ -61,7 +61,7 @@ class Saved:
     """What a save did: where it is, its record, bytes written and linked, and what a person should know."""
 
     path: Path
-    record: Record
+    record: Record = field(repr=False)
     written_bytes: int
     linked_bytes: int
     notes: tuple[str, ...] = ()

@@ -29,7 +29,7 @@ class Builder:
 
     def __init__(self, source: Source, device: torch.device | str = "cpu") -> None:
         self.source = source
-        self.device = torch.device(device)
+        self.device = _usable(device)
         self._built: dict[tuple[Hashable, bool, bool, str], torch.Tensor] = {}
 
     def tensor(self, spec: TensorSpec) -> torch.Tensor:
@@ -90,6 +90,15 @@ class Builder:
         if not isinstance(node.state, Mapping):
             raise TypeError("no description of it")
         return {key: self.value(value) for key, value in node.state.items()}
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"map_location={device!r} is no device here: {str(error).splitlines()[0]}") from error
+    return found
 
 
 def _map_children(node: object, change: Callable[[object], object]) -> object:

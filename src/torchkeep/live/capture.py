@@ -23,6 +23,7 @@ from torchkeep.tensors import DTYPE_NAMES, KeyPath, TensorSpec, name_of, unused_
 LOOSE_GROUP = "tensors"
 _LARGEST_INLINE_BYTES = 4096
 _PLAIN_CLASSES = (torch.Tensor, nn.Parameter, nn.Buffer)
+_QUANTISED = (torch.qint8, torch.quint8, torch.qint32)
 _SPARSE_PARTS = {
     torch.sparse_csr: ("crow_indices", "col_indices"),
     torch.sparse_bsr: ("crow_indices", "col_indices"),
@@ -58,6 +59,15 @@ def capture(saved: object) -> Captured:
         FormatError: It lists every value that has no encoding, with its path.
     """
     entries, whole = _entries_of(saved)
+    return capture_entries(entries, whole)
+
+
+def capture_entries(entries: Mapping[str, object], whole: str | None = None) -> Captured:
+    """Describe named entries; `whole` names the one that is the whole of what was saved.
+
+    Raises:
+        FormatError: As for `capture`.
+    """
     capturing = _Capture(entries)
     nodes = {name: capturing.entry(name, value) for name, value in entries.items()}
     if capturing.faults:
@@ -100,7 +110,9 @@ class _Place:
     def tensor_name(self) -> str:
         """The name in the group: an optimizer's state goes by ``parameter.moment``."""
         is_state = self.kind == "optimizer" and self.path[:1] == ("state",) and len(self.path) > 1
-        return name_of(self.path[1:] if is_state else self.path) or "value"
+        name = name_of(self.path[1:] if is_state else self.path) or "value"
+        # safetensors keeps one name for itself, and its header is UTF-8.
+        return "__metadata__~2" if name == "__metadata__" else name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(slots=True)
@@ -122,7 +134,7 @@ class _Capture:
             facts, state = module_facts(value), named_state(value)
         elif isinstance(value, torch.optim.Optimizer):
             place = replace(place, kind="optimizer")
-            state, facts = named_optimizer_state(value, self.modules)
+            state, facts = named_optimizer_state(value, self.owners)
         elif isinstance(value, Stateful) and not isinstance(value, type):
             place = replace(place, kind="stateful")
             facts, state = {"class": class_path(value)}, value.state_dict()
@@ -135,9 +147,9 @@ class _Capture:
         return Entry(place.kind, tree, facts)
 
     @property
-    def modules(self) -> dict[str, nn.Module]:
-        """The modules given beside, which name the parameters of optimizers."""
-        return {key: each for key, each in self.given.items() if isinstance(each, nn.Module)}
+    def owners(self) -> dict[str, nn.Module | torch.Tensor]:
+        """The modules and tensors given beside, which name the parameters of optimizers."""
+        return {key: each for key, each in self.given.items() if isinstance(each, (nn.Module, torch.Tensor))}
 
     def leaf(self, above: _Place, path: KeyPath, value: object) -> Node | None:
         """The hook of `encode`: a node for what belongs to torch or keeps a state, None for what does not."""
@@ -153,7 +165,7 @@ class _Capture:
         if isinstance(value, nn.Module):
             return encode(named_state(value), partial(self.leaf, place))
         if isinstance(value, torch.optim.Optimizer):
-            return encode(named_optimizer_state(value, self.modules)[0], partial(self.leaf, place))
+            return encode(named_optimizer_state(value, self.owners)[0], partial(self.leaf, place))
         if isinstance(value, Stateful) and not isinstance(value, type):
             return encode(value.state_dict(), partial(self.leaf, place))
         array = _large_array(value)
@@ -202,6 +214,8 @@ def _fault_of(tensor: torch.Tensor) -> str | None:
         return "a meta tensor: it has no values"
     if tensor.is_nested:
         return "a nested tensor"
+    if tensor.is_quantized and tensor.dtype not in _QUANTISED:
+        return f"a quantised tensor of {tensor.dtype}"
     if not tensor.is_quantized and dtype_name(tensor.dtype) not in DTYPE_NAMES:
         return f"a tensor of {tensor.dtype}"
     return None

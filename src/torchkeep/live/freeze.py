@@ -111,6 +111,9 @@ def param_groups(model: nn.Module, options: Mapping[str, Mapping[str, object]]) 
         >>> [(group["lr"], len(group["params"])) for group in groups]
         [(0.1, 2), (0.2, 2)]
     """
+    wrong = [glob for glob, group in options.items() if not isinstance(group, Mapping)]
+    if wrong:
+        raise TypeError(f'the options of {wrong[0]!r} are a mapping, as {{"lr": 1e-3}}; not {options[wrong[0]]!r}')
     named = dict(named_parameters(model))
     _refuse_unknown(options, named)
     groups: dict[str, list[nn.Parameter]] = {glob: [] for glob in options}
@@ -135,8 +138,10 @@ def _parameters_named(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Pa
     checkpoint_name = CheckpointNames(model)
     known: dict[str, torch.Tensor] = {checkpoint_name(name): buffer for name, buffer in model.named_buffers()}
     known |= parameters
-    whole = {name for name in names if name in known}
-    globs = [name for name in names if name not in known]
+    if not names:
+        raise ValueError('no names are given; "*" means all')
+    whole = {name for name in names if isinstance(name, str) and name in known}
+    globs = [name for name in names if not isinstance(name, str) or name not in known]
     _refuse_unknown(globs, known)
     return {
         name: parameter
@@ -146,9 +151,14 @@ def _parameters_named(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Pa
 
 
 def _refuse_unknown(globs: Iterable[str], known: Mapping[str, torch.Tensor]) -> None:
+    globs = list(globs)
+    wrong = [glob for glob in globs if not isinstance(glob, str)]
+    if wrong:
+        raise TypeError(f"a name is a string, not a {type(wrong[0]).__name__}; a list of names takes a star: *names")
     unknown = [glob for glob in globs if not any(matches(glob, name) for name in known)]
     if unknown:
-        close = {glob: difflib.get_close_matches(glob, known, n=1) for glob in unknown}
+        parts = {name.rsplit(".", depth)[0]: None for name in known for depth in range(name.count(".") + 1)}
+        close = {glob: difflib.get_close_matches(glob, parts, n=1) for glob in unknown}
         shown = [repr(glob) + (f" (close: {near[0]!r})" if near else "") for glob, near in close.items()]
         raise ValueError(f"nothing in the model is called {', '.join(shown)}")
 

@@ -61,4 +61,4 @@ def is_fillable(tensor: torch.Tensor) -> bool:
 
 def empty_for(spec: TensorSpec) -> torch.Tensor:
     """A new contiguous CPU tensor of a spec's dtype and shape, its values undefined."""
-    return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype))
+    return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="cpu")

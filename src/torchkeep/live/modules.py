@@ -117,10 +117,10 @@ def materialise(module: nn.Module, old: torch.Tensor, value: torch.Tensor) -> No
             table.update({key: new for key, held in table.items() if held is old})
 
 
-def optional_names(module: nn.Module) -> frozenset[str]:
-    """Names that files of old torch versions do not have and torch itself does without: batch norm's step counters."""
-    return frozenset(
-        f"{name}.num_batches_tracked" if name else "num_batches_tracked"
+def counters(module: nn.Module) -> dict[str, str]:
+    """Batch norm's step counters, which files of old torch versions do not have and torch itself does without."""
+    return {
+        f"{name}.num_batches_tracked" if name else "num_batches_tracked": "saved without it, and the model does without"
         for name, child in named_modules(module)
         if isinstance(child, nn.modules.batchnorm._NormBase)  # noqa: SLF001 - the base of all batch norms
-    )
+    }

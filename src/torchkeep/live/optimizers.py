@@ -2,265 +2,357 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from torchkeep.errors import PlanError
-from torchkeep.live.memory import is_fillable, spec_of
-from torchkeep.live.modules import named_parameters
-from torchkeep.tensors import TensorSpec, walk
+from torchkeep.live.memory import dtype_name, is_fillable, spec_of
+from torchkeep.live.modules import class_path, named_parameters
+from torchkeep.tensors import TensorSpec, bits_of, is_floating, walk
 
-ParameterName: TypeAlias = tuple[str, str]  # entry of the module, name in it
+Identity: TypeAlias = tuple[str, str]  # entry, and the name in its module; "" for a parameter that is itself the entry
 BuildTensor: TypeAlias = Callable[[TensorSpec, torch.Tensor | None], torch.Tensor]
+Owners: TypeAlias = Mapping[str, "nn.Module | torch.Tensor"]
 
 
 @dataclass(frozen=True, slots=True)
-class NamedParameters:
-    """An optimizer's parameters in torch's order, each with its key on disk, and where the keys came from."""
+class OptimizerParameters:
+    """An optimizer's parameters in torch's order: who each is, and the label that torch's ``param_names`` gives it."""
 
-    parameters: tuple[nn.Parameter, ...]
-    keys: tuple[str, ...]
-    names: tuple[ParameterName | None, ...]
-    origin: str  # "modules", "param_names" or "positions"
+    parameters: tuple[torch.Tensor, ...]
+    identities: tuple[Identity | None, ...]
+    labels: tuple[str, ...] | None
+
+    def keys(self) -> tuple[tuple[str, ...], str]:
+        """The key of each on disk, and where the keys came from: ``modules``, ``param_names`` or ``positions``."""
+        if all(self.identities):
+            return tuple(_identity_keys(self.identities, _entries(self.identities))), "modules"
+        if self.labels is not None and not any(self.identities):
+            return self.labels, "param_names"
+        return tuple(_identity_keys(self.identities, _entries(self.identities))), "positions"
 
 
-def name_parameters(optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module]) -> NamedParameters:
-    """Name an optimizer's parameters: by the modules given with it, else torch's ``param_names``, else by position."""
-    held = {
-        id(parameter): (entry, name)
-        for entry, module in reversed(list(modules.items()))
-        for name, parameter in reversed(list(named_parameters(module)))
-    }
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    names = [held.get(id(parameter)) for parameter in parameters]
-    if all(name is not None for name in names):
-        several = len({name[0] for name in names if name}) > 1
-        keys = [f"{name[0]}.{name[1]}" if several else name[1] for name in names if name]
-        return NamedParameters(tuple(parameters), tuple(keys), tuple(names), "modules")
-    if all("param_names" in group for group in optimizer.param_groups):
-        keys = [name for group in optimizer.param_groups for name in group["param_names"]]
-        if len(set(keys)) == len(keys):
-            return NamedParameters(tuple(parameters), tuple(keys), tuple(names), "param_names")
-    return NamedParameters(tuple(parameters), tuple(map(str, range(len(parameters)))), tuple(names), "positions")
+def _entries(identities: Sequence[Identity | None]) -> set[str]:
+    return {identity[0] for identity in identities if identity is not None}
+
+
+def _identity_keys(identities: Sequence[Identity | None], entries: set[str]) -> Iterator[str]:
+    """Names; with the entry in front where there are several; ``#0``, ``#1``, ... for parameters that have none."""
+    unnamed = 0
+    for identity in identities:
+        if identity is None:
+            yield f"#{unnamed}"
+            unnamed += 1
+        else:
+            entry, name = identity
+            yield entry if not name else name if len(entries) == 1 else f"{entry}.{name}"
+
+
+def optimizer_parameters(optimizer: torch.optim.Optimizer, owners: Owners) -> OptimizerParameters:
+    """Find who an optimizer's parameters are, among the modules and tensors that are given with it."""
+    held: dict[int, Identity] = {}
+    for entry, owner in owners.items():
+        named = named_parameters(owner) if isinstance(owner, nn.Module) else [("", owner)]
+        for name, parameter in named:
+            held.setdefault(id(parameter), (entry, name))
+    groups = optimizer.param_groups
+    parameters = tuple(parameter for group in groups for parameter in group["params"])
+    labels = _labels(groups)
+    return OptimizerParameters(parameters, tuple(held.get(id(parameter)) for parameter in parameters), labels)
+
+
+def _labels(groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
+    if not groups or not all("param_names" in group for group in groups):
+        return None
+    labels = tuple(str(name) for group in groups for name in group["param_names"])
+    return labels if len(set(labels)) == len(labels) else None
 
 
 def named_optimizer_state(
-    optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module]
+    optimizer: torch.optim.Optimizer, owners: Owners
 ) -> tuple[dict[str, object], dict[str, object]]:
     """torch's own state dict with names where it has positions, and the facts to record beside it."""
-    named = name_parameters(optimizer, modules)
+    known = optimizer_parameters(optimizer, owners)
+    keys, origin = known.keys()
     state = dict(optimizer.state_dict())
-    positions = iter(range(len(named.keys)))
-    groups = [
-        {**group, "params": [named.keys[next(positions)] for _ in group["params"]]} for group in state["param_groups"]
-    ]
-    by_name = {
-        named.keys[key] if isinstance(key, int) and key < len(named.keys) else key: value
-        for key, value in state["state"].items()
+    positions = iter(range(len(keys)))
+    groups = [{**group, "params": [keys[next(positions)] for _ in group["params"]]} for group in state["param_groups"]]
+    by_name = {keys[k] if isinstance(k, int) and k < len(keys) else k: value for k, value in state["state"].items()}
+    members = list(zip(keys, known.identities, known.parameters, strict=True))
+    facts: dict[str, object] = {
+        "class": class_path(optimizer),
+        "names": origin,
+        "parameters": {key: list(identity) for key, identity, _ in members if identity is not None},
+        "shapes": {key: list(parameter.shape) for key, _, parameter in members},
+        "dtypes": {key: dtype_name(parameter.dtype) for key, _, parameter in members},
     }
-    parameters = {key: list(name) for key, name in zip(named.keys, named.names, strict=True) if name is not None}
-    shapes = {key: list(parameter.shape) for key, parameter in zip(named.keys, named.parameters, strict=True)}
-    facts: dict[str, object] = {"names": named.origin, "parameters": parameters, "shapes": shapes}
     return {**state, "state": by_name, "param_groups": groups}, facts
 
 
 @dataclass(frozen=True, slots=True)
 class SavedOptimizer:
-    """An optimizer's state as a file has it: per parameter its state tree, and the groups with their options."""
+    """An optimizer's state in a file beside the live one it is for: both sides under keys that agree.
+
+    Attributes:
+        keys: The saved parameters' keys, in their order.
+        live_keys: The live parameters' keys, in torch's order.
+        identities: Who each live parameter is.
+        state: Per saved key its state tree; what other optimizers keep beside is under its own key.
+        groups: The saved groups, their ``params`` as keys.
+        tree: What the file has, with `TensorSpec` leaves.
+        specs: Per saved key the parameter at the save; None where nothing says it.
+        dtypes: Per saved key the parameter's dtype at the save, where it was recorded.
+        note: How the two sides were brought together, if that is not by name.
+        mismatch: Why they cannot be.
+    """
 
     keys: tuple[str, ...]
-    state: Mapping[str, Mapping[str, object]]
-    groups: tuple[Mapping[str, object], ...]
+    live_keys: tuple[str, ...]
+    identities: Mapping[str, Identity]
+    state: Mapping[object, object]
+    groups: tuple[Mapping[str, Any], ...]
     tree: Mapping[str, object]
-    shapes: Mapping[str, tuple[int, ...]]
+    specs: Mapping[str, TensorSpec | None]
+    dtypes: Mapping[str, str]
     note: str
-
-    def specs(self, live: Mapping[str, TensorSpec]) -> dict[str, TensorSpec | None]:
-        """The shape of each parameter at the save: recorded, else that of its moments; None where nothing says it.
-
-        Only an optimizer that keeps moments of its parameters' shape says it; LBFGS and factored ones do not.
-        """
-        if self.shapes:
-            return {key: TensorSpec("float32", self.shapes[key]) if key in self.shapes else None for key in self.keys}
-        moments = {key: _shaped(self.state.get(key)) for key in self.keys}
-        tells = any(spec.shape == live[key].shape for key, specs in moments.items() if key in live for spec in specs)
-        if not tells:
-            return dict.fromkeys(self.keys)
-        fitting = {
-            key: [spec for spec in specs if key in live and spec.shape == live[key].shape]
-            for key, specs in moments.items()
-        }
-        return {key: next(iter(fitting[key] or specs), None) for key, specs in moments.items()}
+    mismatch: str
 
     def tensors(self) -> Iterator[TensorSpec]:
         """Every tensor of the state."""
         return (leaf for _, leaf in walk(self.tree) if isinstance(leaf, TensorSpec))
 
 
-def _shaped(state: Mapping[str, object] | None) -> list[TensorSpec]:
-    return [leaf for leaf in (state or {}).values() if isinstance(leaf, TensorSpec) and leaf.shape]
-
-
-def _shapes(facts: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
-    shapes = facts.get("shapes")
-    return {key: tuple(shape) for key, shape in shapes.items()} if isinstance(shapes, dict) else {}
-
-
-def read_optimizer(tree: object, facts: Mapping[str, object], live: NamedParameters, at: str) -> SavedOptimizer:
-    """Understand a saved optimizer: by our names, else torch's ``param_names``, else by position in the live order.
+def read_optimizer(
+    tree: Mapping[str, Any], facts: Mapping[str, Any], live: OptimizerParameters, here: str
+) -> SavedOptimizer:
+    """Bring a saved optimizer and a live one together: by who the parameters are, by torch's names, or by position.
 
     Args:
         tree: What the file has, with `TensorSpec` leaves.
         facts: What our record says beside it; empty for other formats.
-        live: The optimizer it is for, whose order gives names to positions.
-        at: The entry, for errors.
-
-    Raises:
-        PlanError: It is no optimizer state, or has only positions and another number of parameters.
+        live: The parameters of the optimizer it is for.
+        here: The class of that optimizer.
     """
-    if not isinstance(tree, Mapping) or not isinstance(tree.get("param_groups"), (list, tuple)):
-        raise PlanError(
-            f"{at!r} holds no optimizer state", remedy="name the entry that does, or leave the optimizer out"
-        )
-    groups = tuple(tree["param_groups"])
-    ids: list[object] = [each for group in groups for each in group.get("params", ())]
-    state = tree.get("state") or {}
-    note = ""
-    keys: list[str] = [str(each) for each in ids]
-    if all("param_names" in group for group in groups) and groups:
-        keys = [str(name) for group in groups for name in group["param_names"]]
-    elif not facts or "positions" in {facts.get("names"), live.origin}:
-        if len(ids) != len(live.keys):
-            raise PlanError(
-                f"{at!r} has {len(ids)} parameters by position only and the optimizer has {len(live.keys)}, "
-                "so nothing says which belongs to which",
-                remedy="load it together with its module, over the same parameters in the same order, or leave it out",
-            )
-        keys = list(live.keys)
-        note = "positions only on one side: taken in the order of the optimizer's parameters"
-    named = dict(zip(ids, keys, strict=True))
-    by_key = {named.get(each, str(each)): value for each, value in state.items() if isinstance(value, Mapping)}
-    renamed, begin = [], 0
+    groups = tuple(group for group in tree["param_groups"] if isinstance(group, Mapping))
+    ids = [each for group in groups for each in group.get("params", ())]
+    recorded = dict(facts.get("parameters") or {})
+    identities = [_identity(recorded.get(each)) if isinstance(each, str) else None for each in ids]
+    keys, live_keys, note, mismatch = _bring_together(identities, _labels(groups), live)
+    renamed = dict(zip(ids, keys, strict=True))
+    state = tree.get("state")
+    by_key = {renamed.get(key, key): value for key, value in state.items()} if isinstance(state, Mapping) else {}
+    shapes, dtypes = ({renamed[k]: v for k, v in dict(facts.get(f) or {}).items() if k in renamed} for f in _FACTS)
+    begin, own_groups = 0, []
     for group in groups:
         count = len(group.get("params", ()))
-        renamed.append({**group, "params": keys[begin : begin + count]})
+        own_groups.append({**group, "params": keys[begin : begin + count]})
         begin += count
-    shapes = {named[old]: shape for old, shape in _shapes(facts).items() if old in named}
-    return SavedOptimizer(tuple(keys), by_key, tuple(renamed), tree, shapes, note)
+    saved_class = facts.get("class")
+    if isinstance(saved_class, str) and saved_class != here:
+        mismatch = mismatch or f"saved from {saved_class}, and this is {here}: one's state is not the other's"
+    return SavedOptimizer(
+        tuple(keys),
+        tuple(live_keys),
+        {key: identity for key, identity in zip(live_keys, live.identities, strict=True) if identity is not None},
+        by_key,
+        tuple(own_groups),
+        tree,
+        _specs(keys, by_key, shapes, dict(zip(live_keys, live.parameters, strict=True))),
+        dtypes,
+        note,
+        mismatch,
+    )
 
 
-def live_specs(named: NamedParameters) -> dict[str, TensorSpec]:
+_FACTS = ("shapes", "dtypes")
+_BY_POSITION = "positions only on one side: taken in the order of the optimizer's parameters"
+
+
+def _identity(recorded: object) -> Identity | None:
+    return (str(recorded[0]), str(recorded[1])) if isinstance(recorded, list) and len(recorded) == 2 else None  # noqa: PLR2004 - entry and name
+
+
+def _bring_together(
+    saved: Sequence[Identity | None], labels: tuple[str, ...] | None, live: OptimizerParameters
+) -> tuple[list[str], list[str], str, str]:
+    """Keys for both sides that are equal where the parameters are the same; a note; why it cannot be."""
+    if any(saved) and any(live.identities):
+        entries = _entries([*saved, *live.identities])
+        note = "" if all(saved) else "parameters that are in no module given with it are taken in their order"
+        return list(_identity_keys(saved, entries)), list(_identity_keys(live.identities, entries)), note, ""
+    if labels is not None and (live.labels is not None or any(live.identities)):
+        names = list(_identity_keys(live.identities, _entries(live.identities)))
+        return list(labels), names if any(live.identities) else list(live.labels or ()), "", ""
+    names = list(live.keys()[0])
+    if len(saved) == len(names):
+        return names, names, _BY_POSITION, ""
+    mismatch = (
+        f"{len(saved)} parameters by position only on one side and {len(names)} on the other: "
+        "nothing says which belongs to which"
+    )
+    return [f"saved #{index}" for index in range(len(saved))], names, "", mismatch
+
+
+def _specs(
+    keys: Sequence[str],
+    state: Mapping[object, object],
+    shapes: Mapping[str, Sequence[int]],
+    live: Mapping[str, torch.Tensor],
+) -> dict[str, TensorSpec | None]:
+    """The shape of each parameter at the save: recorded, else that of its moments; None where nothing says it.
+
+    Only an optimizer that keeps moments of its parameters' shape says it; LBFGS and factored ones do not.
+    """
+    if shapes:
+        return {key: TensorSpec("float32", tuple(shapes[key])) if key in shapes else None for key in keys}
+    moments = {key: _shaped(state.get(key)) for key in keys}
+    fitting = {key: [m for m in moments[key] if key in live and m.shape == tuple(live[key].shape)] for key in keys}
+    tells = any(fitting.values())
+    return {key: next(iter(fitting[key] or moments[key]), None) if tells else None for key in keys}
+
+
+def _shaped(state: object) -> list[TensorSpec]:
+    values = state.values() if isinstance(state, Mapping) else ()
+    return [leaf for leaf in values if isinstance(leaf, TensorSpec) and leaf.shape]
+
+
+def live_specs(live_keys: Sequence[str], parameters: Sequence[torch.Tensor]) -> dict[str, TensorSpec]:
     """The parameters of a live optimizer as the plan sees them."""
-    return {key: spec_of(parameter) for key, parameter in zip(named.keys, named.parameters, strict=True)}
+    return {key: spec_of(parameter) for key, parameter in zip(live_keys, parameters, strict=True)}
 
 
 def put_optimizer_state(
-    optimizer: torch.optim.Optimizer,
-    named: NamedParameters,
-    saved: SavedOptimizer,
-    taken: Mapping[str, str],
-    build: BuildTensor,
+    optimizer: torch.optim.Optimizer, saved: SavedOptimizer, taken: Mapping[str, str], build: BuildTensor
 ) -> tuple[str, ...]:
     """Give an optimizer the state of the parameters in `taken` (live key to saved key); the others start fresh.
 
-    Moments keep the dtype they were saved with. An optimizer that overrides ``load_state_dict``, or has hooks on it,
-    gets torch's positional form through its own method.
+    Moments keep the dtype they were saved with, unless their parameter has another one now. An optimizer that overrides
+    ``load_state_dict``, or has hooks on it, gets torch's positional form through its own method.
 
     Returns:
         What a person should know: options that differ and which one is used now.
     """
-    groups, notes = _merge_groups(optimizer, named, saved, taken)
-    if _loads_by_itself(optimizer):
-        position = {key: index for index, key in enumerate(named.keys)}
+    groups, notes = _merge_groups(optimizer, saved, taken, build)
+    beside = {key: value for key, value in saved.state.items() if key not in saved.keys}
+    if loads_by_itself(optimizer):
+        position = {key: index for index, key in enumerate(saved.live_keys)}
         state: dict[object, object] = {
             position[live]: _build_tree(saved.state[key], None, None, build)
             for live, key in taken.items()
             if key in saved.state
         }
-        positions = iter(range(len(named.keys)))
+        positions = iter(range(len(saved.live_keys)))
         for group in groups:
             group["params"] = [next(positions) for _ in group["params"]]
         extra = {key: value for key, value in saved.tree.items() if key not in {"state", "param_groups"}}
+        state.update({key: _build_tree(value, None, None, build) for key, value in beside.items()})
         optimizer.load_state_dict({**extra, "state": state, "param_groups": groups})
         return notes
-    by_key = dict(zip(named.keys, named.parameters, strict=True))
+    by_key = dict(zip(saved.live_keys, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
     on_cpu = {id(p): not (g.get("capturable") or g.get("fused")) for g in groups for p in g["params"]}
-    fresh: dict[torch.Tensor, dict[str, object]] = {}
+    fresh: dict[Any, Any] = {key: _build_tree(value, None, None, build) for key, value in beside.items()}
     for live, key in taken.items():
-        parameter = by_key[live]
-        if key in saved.state:
-            held = optimizer.state.get(parameter, {})
-            step_device = torch.device("cpu") if on_cpu[id(parameter)] else parameter.device
-            fresh[parameter] = _build_state(saved.state[key], held, parameter.device, step_device, build)
+        if isinstance(tree := saved.state.get(key), Mapping):
+            placing = _Placing(by_key[live], on_cpu[id(by_key[live])], saved.dtypes.get(key), build)
+            fresh[by_key[live]] = placing.state(tree, optimizer.state.get(by_key[live], {}))
     optimizer.state.clear()
     optimizer.state.update(fresh)
     for group, merged in zip(optimizer.param_groups, groups, strict=True):
-        group.update({option: _build_tree(value, None, None, build) for option, value in merged.items()})
+        group.update(merged)
     optimizer.__setstate__({"state": optimizer.state, "param_groups": optimizer.param_groups})
     return notes
 
 
-def _loads_by_itself(optimizer: torch.optim.Optimizer) -> bool:
+def loads_by_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer must load through its own ``load_state_dict``."""
     overridden = type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict
     pre_hooks = optimizer._optimizer_load_state_dict_pre_hooks  # noqa: SLF001 - torch has no public way to ask
     hooks = pre_hooks, optimizer._optimizer_load_state_dict_post_hooks  # noqa: SLF001 - as above
     return overridden or any(hooks)
 
 
+@dataclass(frozen=True, slots=True)
+class _Placing:
+    """One parameter's state on its way: where each tensor goes, and in which dtype."""
+
+    parameter: torch.Tensor
+    step_on_cpu: bool
+    saved_dtype: str | None
+    build: BuildTensor
+
+    def state(self, tree: Mapping[str, object], held: Mapping[str, object]) -> dict[str, object]:
+        """The state, tensors that fit filled in place. A step counter stays on the CPU, as torch keeps it."""
+        return {key: self._value(key, value, held.get(key)) for key, value in tree.items()}
+
+    def _value(self, key: str, value: object, held: object) -> object:
+        device = torch.device("cpu") if key == "step" and self.step_on_cpu else self.parameter.device
+        built = _build_tree(value, held, device, self.build)
+        if key == "step" or not isinstance(value, TensorSpec) or not isinstance(built, torch.Tensor):
+            return built
+        return built.to(self.parameter.dtype) if self._changes(value) else built
+
+    def _changes(self, moment: TensorSpec) -> bool:
+        """Whether a moment must follow its parameter to another dtype: the arithmetic of a step wants one of both.
+
+        Where the file does not say the parameter's dtype at the save, a moment that is narrower than it follows.
+        """
+        own = dtype_name(self.parameter.dtype)
+        if moment.dtype == own or not (is_floating(moment.dtype) and is_floating(own)):
+            return False
+        return bits_of(moment.dtype) < bits_of(own) if self.saved_dtype is None else self.saved_dtype != own
+
+
 def _merge_groups(
-    optimizer: torch.optim.Optimizer, named: NamedParameters, saved: SavedOptimizer, taken: Mapping[str, str]
+    optimizer: torch.optim.Optimizer, saved: SavedOptimizer, taken: Mapping[str, str], build: BuildTensor
 ) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     """The live groups with the options of the checkpoint's groups that their parameters came from."""
-    group_of = {key: group for group in saved.groups for key in group["params"]}  # type: ignore[attr-defined]
+    group_of = {key: group for group in saved.groups for key in group["params"]}
     merged, notes, begin = [], [], 0
     for index, group in enumerate(optimizer.param_groups):
-        keys = named.keys[begin : begin + len(group["params"])]
+        keys = saved.live_keys[begin : begin + len(group["params"])]
         begin += len(group["params"])
         origins = [group_of[taken[key]] for key in keys if taken.get(key) in group_of]
         if not origins:
             merged.append(dict(group))
             continue
-        options = {k: v for k, v in origins[0].items() if k not in {"params", "param_names"}}
+        options = {
+            option: _build_tree(value, None, None, build)
+            for option, value in origins[0].items()
+            if option not in {"params", "param_names"} and _belongs(option, group)
+        }
         if any(_options(origin) != _options(origins[0]) for origin in origins):
-            notes.append(
-                f"group {index}: its parameters come from groups whose options differ; the first one's are used"
-            )
-        for option in ("lr", "weight_decay", "momentum"):
-            if option in options and option in group and not _equal(options[option], group[option]):
-                notes.append(f"group {index}: {option} {options[option]} from the checkpoint, not {group[option]}")
+            notes.append(f"group {index}: its parameters come from groups whose options differ; the first's are used")
+        notes += [f"group {index}: {note}" for note in _differing_options(options, group)]
         merged.append({**group, **options, "params": group["params"]})
     return merged, tuple(notes)
+
+
+def _differing_options(saved: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[str]:
+    """Options of the checkpoint that win over other ones; where a scheduler moved the rate, its base is compared."""
+    for option in ("lr", "weight_decay", "momentum"):
+        base = "initial_lr" if option == "lr" else option
+        theirs, own = saved.get(base, saved.get(option)), live.get(base, live.get(option))
+        if theirs is not None and own is not None and not bool(theirs == own):
+            yield f"{option} {_number(theirs)} from the checkpoint, not {_number(own)}"
+
+
+def _number(value: object) -> object:
+    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+
+
+def _belongs(option: str, group: Mapping[str, object]) -> bool:
+    """Whether a group has such an option: another class's are left out; ``initial_lr`` comes from a scheduler."""
+    return option in group or option == "initial_lr"
 
 
 def _options(group: Mapping[str, object]) -> dict[str, str]:
     return {key: repr(value) for key, value in group.items() if key not in {"params", "param_names"}}
 
 
-def _equal(one: object, other: object) -> bool:
-    if isinstance(one, TensorSpec) or isinstance(other, torch.Tensor):
-        return False
-    return one == other
-
-
-def _build_state(
-    saved: Mapping[str, object],
-    held: Mapping[str, object],
-    device: torch.device,
-    step_device: torch.device,
-    build: BuildTensor,
-) -> dict[str, object]:
-    """One parameter's state; its step counter stays on the CPU unless the optimizer wants it elsewhere."""
-    return {
-        key: _build_tree(value, held.get(key), step_device if key == "step" else device, build)
-        for key, value in saved.items()
-    }
-
-
-def _build_tree(value: object, held: object, device: torch.device | None, build: BuildTensor) -> object:
+def _build_tree(value: object, held: object, device: torch.device | None, build: BuildTensor) -> Any:  # noqa: ANN401 - whatever was saved
     if isinstance(value, TensorSpec):
         fits = (
             isinstance(held, torch.Tensor)
@@ -271,6 +363,8 @@ def _build_tree(value: object, held: object, device: torch.device | None, build:
         return built if device is None else built.to(device)
     if isinstance(value, Mapping):
         return {key: _build_tree(each, None, device, build) for key, each in value.items()}
-    if isinstance(value, (list, tuple)) and type(value) in {list, tuple}:
-        return type(value)(_build_tree(each, None, device, build) for each in value)
+    if type(value) is list:
+        return [_build_tree(each, None, device, build) for each in value]
+    if type(value) is tuple:
+        return tuple(_build_tree(each, None, device, build) for each in value)
     return value

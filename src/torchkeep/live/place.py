@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.live.build import Builder
@@ -24,16 +27,61 @@ class Placement:
 
 
 def model_specs(target: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, TensorSpec]:
-    """The tensors of a module or mapping as a plan sees them; extra state that is no tensor is not among them."""
+    """The plain tensors of a module or mapping as a plan sees them; extra state is not among them."""
     state = named_state(target) if isinstance(target, nn.Module) else target
-    return {name: spec_of(tensor) for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    return {name: spec_of(tensor) for name, tensor in tensors.items() if not _is_lazy(tensor) and is_plain(tensor)}
+
+
+def is_plain(tensor: object) -> TypeGuard[torch.Tensor]:
+    """Whether a value of a state dict is a tensor that bytes can be placed in: neither sparse nor quantised."""
+    return isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def unfit_memory(target: nn.Module | Mapping[str, torch.Tensor]) -> str:
+    """Why nothing can be placed in a target: tensors without a shape yet, or that overlap themselves; "" if it can."""
+    state = named_state(target) if isinstance(target, nn.Module) else target
+    lazy = [name for name, tensor in state.items() if _is_lazy(tensor)]
+    if lazy:
+        return f"{', '.join(lazy)}: not initialised yet; run the model once, then load"
+    folded = [name for name, t in state.items() if is_plain(t) and torch._debug_has_internal_overlap(t) == 1]  # noqa: SLF001 - torch's own question before it writes
+    return f"{', '.join(folded)}: elements share memory, as expand() makes them; clone it, then load" if folded else ""
+
+
+def tied_names(target: nn.Module | Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Names under which a target holds one and the same memory."""
+    state = named_state(target) if isinstance(target, nn.Module) else target
+    found: dict[object, list[str]] = {}
+    for name, tensor in state.items():
+        if isinstance(tensor, torch.Tensor) and is_plain(tensor) and not _is_lazy(tensor) and tensor.numel():
+            found.setdefault(_memory(tensor), []).append(name)
+    return [names for names in found.values() if len(names) > 1]
+
+
+def _is_lazy(tensor: object) -> bool:
+    return isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
+
+
+def _memory(tensor: torch.Tensor) -> object:
+    if tensor.is_meta:
+        return id(tensor)
+    return tensor.data_ptr(), str(tensor.device), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def place_in_mapping(
     target: Mapping[str, torch.Tensor], placements: Sequence[Placement], builder: Builder, threads: int
 ) -> None:
-    """Fill the tensors of a mapping in place."""
-    in_parallel(lambda placement: builder.fill(placement.spec, target[placement.name]), placements, threads)
+    """Fill the tensors of a mapping in place; those that share a storage one after the other, a tied one once."""
+    by_storage: dict[object, dict[object, Placement]] = {}
+    for placement in placements:
+        tensor = target[placement.name]
+        by_storage.setdefault(tensor.untyped_storage().data_ptr(), {})[_memory(tensor)] = placement
+
+    def fill(group: Mapping[object, Placement]) -> None:
+        for placement in group.values():
+            builder.fill(placement.spec, target[placement.name])
+
+    in_parallel(fill, by_storage.values(), threads)
 
 
 def place_in_module(
@@ -42,27 +90,28 @@ def place_in_module(
     extra_state: Mapping[str, object],
     builder: Builder,
     threads: int,
-) -> None:
+) -> list[Callable[[], object]]:
     """Fill a module's parameters and buffers in place; a module that overrides torch's loading loads by itself.
 
-    Meta parameters and buffers are materialised on the builder's device, tied ones once. When a module's own loader
-    raises, its previous values are put back.
+    Meta parameters and buffers are materialised on the builder's device, tied ones once.
+
+    Returns:
+        What puts its previous values back, where its own loader was called. When that raises, they are put back here.
     """
-    if loads_by_itself(module) is not None:
-        _load_through(module, placements, extra_state, builder)
-        return
+    if loads_by_itself(module) is not None or extra_state:
+        return [_load_through(module, placements, extra_state, builder)]
     live = {name: tensor for name, tensor in named_state(module).items() if isinstance(tensor, torch.Tensor)}
-    here = [placement for placement in placements if not live[placement.name].is_meta]
-    in_parallel(lambda placement: builder.fill(placement.spec, live[placement.name]), here, threads)
+    place_in_mapping(live, [each for each in placements if not live[each.name].is_meta], builder, threads)
     # Tied ones are one object: by identity each is made once.
     absent = {id(target): (target, p.spec) for p in placements if (target := live[p.name]).is_meta}
     for target, spec in absent.values():
         materialise(module, target, builder.read(spec).to(builder.device, target.dtype))
+    return []
 
 
 def _load_through(
     module: nn.Module, placements: Sequence[Placement], extra_state: Mapping[str, object], builder: Builder
-) -> None:
+) -> Callable[[], object]:
     inner = unwrap(module)
     state = inner.state_dict()
     before = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in state.items()}
@@ -75,3 +124,4 @@ def _load_through(
     except BaseException:
         inner.load_state_dict(before)
         raise
+    return partial(inner.load_state_dict, before)

@@ -16,10 +16,7 @@ def capture_rng() -> dict[str, object]:
     if "numpy" in sys.modules:
         import numpy as np
 
-        twister = np.random.get_state(legacy=False)  # noqa: NPY002 - the global generator is what users seed
-        key = np.asarray(twister["state"]["key"], np.uint32).tobytes()
-        position, gauss = twister["state"]["pos"], (twister["has_gauss"], twister["gauss"])
-        state["numpy"] = (twister["bit_generator"], key, int(position), *map(float, gauss))
+        state["numpy"] = np.random.get_state(legacy=False)  # noqa: NPY002 - the global generator is what users seed
     if "cuda" in _devices_in_use():
         state["cuda"] = [each.numpy().tobytes() for each in torch.cuda.get_rng_state_all()]
     return state
@@ -39,8 +36,11 @@ def restore_rng(state: Mapping[str, Any]) -> None:
     if "numpy" in state:
         import numpy as np
 
-        name, keys, position, has_gauss, cached = state["numpy"]
-        np.random.set_state((name, np.frombuffer(keys, np.uint32), position, int(has_gauss), cached))  # noqa: NPY002 - as above
+        saved = state["numpy"]
+        if saved["bit_generator"] == "MT19937":
+            np.random.set_state(saved)  # noqa: NPY002 - as above
+        else:
+            getattr(np.random, "get_bit_generator")().state = saved  # noqa: B009 - numpy does not declare it
     if "torch" in state:
         torch.set_rng_state(_tensor(state["torch"]))
     if "cuda" in state and torch.cuda.is_available():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,15 +14,17 @@ from torchkeep.errors import PlanError
 from torchkeep.folder.read import FolderSource
 from torchkeep.folder.record import Entry
 from torchkeep.live.capture import Stateful
-from torchkeep.live.modules import loads_by_itself, module_facts, optional_names, unwrap
-from torchkeep.live.optimizers import NamedParameters, SavedOptimizer, live_specs, name_parameters, read_optimizer
-from torchkeep.live.place import model_specs
+from torchkeep.live.modules import class_path, counters, loads_by_itself, module_facts, named_parameters, unwrap
+from torchkeep.live.optimizers import Owners, SavedOptimizer, live_specs, optimizer_parameters, read_optimizer
+from torchkeep.live.optimizers import loads_by_itself as optimizer_loads_by_itself
+from torchkeep.live.place import model_specs, tied_names, unfit_memory
 from torchkeep.planning.paths import resolve
 from torchkeep.planning.rows import Pair
 from torchkeep.planning.weights import find_weights
-from torchkeep.tensors import KeyPath, Source, TensorSpec, name_of, tensors_of
+from torchkeep.tensors import Described, KeyPath, Source, TensorSpec, name_of, tensors_of
 
-Kind: TypeAlias = Literal["module", "tensors", "optimizer", "stateful", "values"]
+_AVERAGES = "n_averaged"  # beside the ``module.`` of torch.optim.swa_utils.AveragedModel
+Kind: TypeAlias = Literal["module", "tensors", "optimizer", "stateful"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +33,15 @@ class Target:
 
     Attributes:
         entry: The caller's key for it; "" when there is one object without a key.
-        kind: How it is loaded. ``"values"`` is a dict that is refilled.
+        kind: How it is loaded.
         live: The object.
         path: Where in the checkpoint its part lies.
         node: That part of the source's tree.
         tensors: Its tensors by the names that a plan matches, for modules and mappings of tensors.
         facts: What our record says of the entry.
-        named: For an optimizer, its parameters' names.
-        saved: For an optimizer, its state in the file.
+        content: What is equal for tensors of equal content, as far as the checkpoint tells.
+        saved: For an optimizer, its state in the file beside its own parameters.
+        frozen: For an optimizer, its parameters by entry and name that do not train now, or did not at the save.
     """
 
     entry: str
@@ -47,36 +51,51 @@ class Target:
     node: object
     tensors: Mapping[str, TensorSpec] = field(default_factory=dict)
     facts: Mapping[str, object] = field(default_factory=dict)
-    named: NamedParameters | None = None
+    content: Callable[[TensorSpec], Hashable] = attrgetter("key")
     saved: SavedOptimizer | None = None
+    frozen: Mapping[str, str] = field(default_factory=dict)
 
     def pair(self) -> Pair | None:
         """The two sides for the plan; None for what has no tensors of its own to match."""
         origin = name_of(self.path)
         name = type(unwrap(self.live) if isinstance(self.live, nn.Module) else self.live).__name__
-        name = "the mapping" if self.kind == "tensors" else name
-        if self.kind == "optimizer" and self.named is not None and self.saved is not None:
-            live = live_specs(self.named)
-            return Pair(self.saved.specs(live), live, "optimizer", name, origin, self.saved.note)
-        if self.kind == "module":
-            why = loads_by_itself(self.live)
-            note = f"loads through its own load_state_dict: {why}" if why else ""
-            inside_extra = tuple(f"{key}." for key in self.extra_state())
-            tensors = {key: spec for key, spec in self.tensors.items() if not key.startswith(inside_extra)}
-            return Pair(tensors, model_specs(self.live), "module", name, origin, note, optional_names(self.live))
-        if self.kind == "tensors":
-            return Pair(self.tensors, model_specs(self.live), "tensors", name, origin)
-        return None
+        if self.saved is not None:
+            live = live_specs(self.saved.live_keys, _parameters(self.live))
+            pair = Pair(self.saved.specs, live, "optimizer", name, origin, self.saved.note)
+            return replace(pair, optional=self.frozen, mismatch=self.saved.mismatch)
+        if self.kind == "stateful":
+            return None
+        name = name if isinstance(self.live, nn.Module) else "the mapping"
+        inside_extra = tuple(f"{key}." for key in self.extra_state())
+        tensors = {key: spec for key, spec in self.tensors.items() if not f"{key}.".startswith(inside_extra)}
+        pair = Pair(tensors, model_specs(self.live), self.kind, name, origin, optional=self._optional(tensors))
+        why = loads_by_itself(self.live) if isinstance(self.live, nn.Module) else None
+        note = f"loads through its own load_state_dict: {why}" if why else ""
+        return replace(pair, note=note, mismatch=unfit_memory(self.live) or self._untied(tensors))
+
+    def _optional(self, tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
+        """Names that one side may have alone: counters of old batch norms, all but one of tied ones, a mere counter."""
+        optional = counters(self.live) if isinstance(self.live, nn.Module) else {}
+        for names in tied_names(self.live):
+            arriving = [name for name in names if name in tensors]
+            optional |= {name: f"it is tied to {arriving[0]}, which arrives" for name in names if arriving}
+        if all(key.startswith("module.") for key in tensors if key != _AVERAGES):
+            optional[_AVERAGES] = "it counts averaged models, and this is one model"
+        return optional
+
+    def _untied(self, tensors: Mapping[str, TensorSpec]) -> str:
+        """Why tensors that are one in the model and two in the checkpoint cannot both arrive; "" where none is."""
+        for names in tied_names(self.live):
+            arriving = {self.content(tensors[name]): name for name in names if name in tensors}
+            if len(arriving) > 1:
+                return f"{' and '.join(arriving.values())} are one tensor in the model and differ in the checkpoint"
+        return ""
 
     def extra_state(self) -> dict[str, object]:
-        """Values in a module's state dict that are no tensors: what its ``get_extra_state`` gave."""
-        if not isinstance(self.node, Mapping):
+        """Values in a module's state dict that are no plain tensors: extra state, sparse and quantised ones."""
+        if self.kind != "module" or not isinstance(self.node, Mapping):
             return {}
-        return {
-            str(key): value
-            for key, value in self.node.items()
-            if not isinstance(value, TensorSpec) and str(key).endswith("_extra_state")
-        }
+        return {str(key): value for key, value in self.node.items() if _is_extra(str(key), value)}
 
     def notes(self) -> list[str]:
         """What differs between the recorded flags of a module and its own; they are compared and never set."""
@@ -96,6 +115,19 @@ class Target:
         return notes
 
 
+def by_own_code_first(targets: Sequence[Target]) -> list[Target]:
+    """Targets in the order to load them: what loads by code of its own may refuse, so it comes before what cannot."""
+
+    def place(target: Target) -> int:
+        if target.kind == "stateful":
+            return 0
+        if target.kind == "module":
+            return 1 if loads_by_itself(target.live) or target.extra_state() else 3
+        return 2 if target.kind == "optimizer" and optimizer_loads_by_itself(target.live) else 3
+
+    return sorted(targets, key=place)
+
+
 def make_targets(source: Source, into: object) -> list[Target]:
     """Find the part of a checkpoint for each object in `into`.
 
@@ -111,7 +143,7 @@ def make_targets(source: Source, into: object) -> list[Target]:
     """
     if isinstance(into, Mapping) and not _is_state_dict_for(source, into):
         _refuse_plain_values(into)
-        modules = {name_of(_path(key)): live for key, live in into.items() if isinstance(live, nn.Module)}
+        modules = {name_of(_path(k)): live for k, live in into.items() if isinstance(live, (nn.Module, torch.Tensor))}
         return [_target_at(source, key, live, modules) for key, live in into.items()]
     if isinstance(into, torch.optim.Optimizer):
         return [_target_at(source, _optimizer_entry(source), into, {}, entry="")]
@@ -119,7 +151,7 @@ def make_targets(source: Source, into: object) -> list[Target]:
         return [_weights_target(source, into, (), source.tree, "")]
     if isinstance(into, torch.Tensor):
         return [_tensors_target({"": into}, (), {"": source.tree}, "")]
-    if isinstance(into, Stateful):
+    if isinstance(into, Stateful) and not isinstance(into, type):
         return [Target("", "stateful", into, (), source.tree)]
     raise TypeError(f"cannot load into {type(into).__name__}: {_WANTED}")
 
@@ -138,39 +170,88 @@ def _is_state_dict_for(source: Source, into: Mapping[Any, object]) -> bool:
 
 
 def _refuse_plain_values(into: Mapping[Any, object]) -> None:
-    kinds = (nn.Module, torch.Tensor, Mapping)
-    plain = [key for key, live in into.items() if not isinstance(live, kinds) and not isinstance(live, Stateful)]
+    plain = [key for key, live in into.items() if not _takes_a_load(live)]
     if plain:
         shown = ", ".join(f"{key!r} ({type(into[key]).__name__})" for key in plain)
         raise TypeError(f"cannot load into {shown}: {_WANTED}; plain values come back in what load returns")
+
+
+def _is_extra(name: str, value: object) -> bool:
+    if isinstance(value, Described):
+        return value.class_path in {"torch.sparse", "torch.quantized"} or name.endswith("_extra_state")
+    return not isinstance(value, TensorSpec) and (name.endswith("_extra_state") or not isinstance(value, Mapping))
+
+
+def _takes_a_load(live: object) -> bool:
+    if isinstance(live, type):
+        return False
+    if isinstance(live, Mapping):
+        return bool(live) and all(isinstance(value, torch.Tensor) for value in live.values())
+    return isinstance(live, (nn.Module, torch.Tensor, Stateful))
 
 
 def _path(key: object) -> KeyPath:
     return key if isinstance(key, tuple) else (str(key),)
 
 
-def _target_at(
-    source: Source, key: object, live: object, modules: Mapping[str, nn.Module], *, entry: str | None = None
-) -> Target:
+def _target_at(source: Source, key: object, live: object, modules: Owners, *, entry: str | None = None) -> Target:
     path, node = resolve(source, key if isinstance(key, tuple) else str(key))
     entry = name_of(_path(key)) if entry is None else entry
     if isinstance(live, torch.optim.Optimizer):
-        saved_entry = _entry_at(source, path)
-        facts = {} if saved_entry is None else saved_entry.facts
-        named = name_parameters(live, modules)
-        saved = read_optimizer(node, facts, named, name_of(path))
-        return Target(entry, "optimizer", live, path, node, facts=facts, named=named, saved=saved)
+        return _optimizer_target(source, live, path, node, entry, modules)
     if isinstance(live, nn.Module):
         return _weights_target(source, live, path, node, entry)
     if isinstance(live, torch.Tensor):
         return _tensors_target({"": live}, path, {"": node}, entry)
-    if isinstance(live, Mapping) and live and all(isinstance(value, torch.Tensor) for value in live.values()):
+    if isinstance(live, Mapping):
         return _tensors_target(live, path, node, entry)
-    if isinstance(live, MutableMapping):
-        if not isinstance(node, Mapping):
-            raise PlanError(f"{name_of(path)!r} is {type(node).__name__} in {source.path}, and {entry!r} is a mapping")
-        return Target(entry, "values", live, path, node)
     return Target(entry, "stateful", live, path, node)
+
+
+def _optimizer_target(
+    source: Source, live: torch.optim.Optimizer, path: KeyPath, node: object, entry: str, owners: Owners
+) -> Target:
+    if not isinstance(node, Mapping) or not isinstance(node.get("param_groups"), (list, tuple)):
+        raise PlanError(
+            f"{name_of(path)!r} of {source.path} holds no optimizer state",
+            remedy="name the entry that does, or leave the optimizer out",
+        )
+    recorded = _entry_at(source, path)
+    facts = {} if recorded is None else recorded.facts
+    saved = read_optimizer(node, facts, optimizer_parameters(live, owners), class_path(live))
+    frozen = _frozen_now(owners, facts, saved) | _frozen_then(source, saved)
+    return Target(entry, "optimizer", live, path, node, facts=facts, saved=saved, frozen=frozen)
+
+
+def _frozen_now(owners: Owners, facts: Mapping[str, Any], saved: SavedOptimizer) -> dict[str, str]:
+    """Saved parameters that the optimizer may leave: they are in the modules given with it, and do not train."""
+    still = {
+        (entry, name)
+        for entry, owner in owners.items()
+        if isinstance(owner, nn.Module)
+        for name, parameter in named_parameters(owner)
+        if not parameter.requires_grad
+    }
+    recorded = facts.get("parameters")
+    order = list(recorded.values()) if isinstance(recorded, dict) else []
+    ids = [tuple(each) if isinstance(each, list) else None for each in order]
+    by_key = dict(zip(saved.keys, ids, strict=False)) if len(ids) == len(saved.keys) else {}
+    return {key: "its parameter does not train now" for key, identity in by_key.items() if identity in still}
+
+
+def _frozen_then(source: Source, saved: SavedOptimizer) -> dict[str, str]:
+    """Live parameters that may start fresh: they did not train at the save."""
+    entries = source.record.entries if isinstance(source, FolderSource) else {}
+    frozen = {(name, each) for name, entry in entries.items() for each in _strings(entry.facts.get("frozen"))}
+    return {key: "its parameter did not train at the save" for key, each in saved.identities.items() if each in frozen}
+
+
+def _strings(value: object) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else []
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _weights_target(
@@ -180,12 +261,21 @@ def _weights_target(
     kind: Kind = "module" if isinstance(live, nn.Module) else "tensors"
     saved = _entry_at(source, path)
     if saved is not None and saved.kind == "module":
-        return Target(entry, kind, live, path, node, tensors_of(node), saved.facts)
+        return Target(entry, kind, live, path, node, tensors_of(node), saved.facts, _content_of(source))
     found = find_weights(node)
     path = (*path, *found.path)
     below = _at(node, found.path)
     saved = _entry_at(source, path)
-    return Target(entry, kind, live, path, below, found.tensors, {} if saved is None else saved.facts)
+    facts = {} if saved is None else saved.facts
+    return Target(entry, kind, live, path, below, found.tensors, facts, _content_of(source))
+
+
+def _content_of(source: Source) -> Callable[[TensorSpec], Hashable]:
+    """What is equal for equal tensors: their digests where our record has them, else that they are one in the file."""
+    if not isinstance(source, FolderSource):
+        return attrgetter("key")
+    record = source.record
+    return lambda spec: record.tensors[spec.key[0]][spec.key[1]].chunks  # type: ignore[index]
 
 
 def _tensors_target(live: Mapping[str, torch.Tensor], path: KeyPath, node: object, entry: str) -> Target:

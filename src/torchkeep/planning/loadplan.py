@@ -10,11 +10,11 @@ from torchkeep.errors import PlanError
 from torchkeep.planning import report
 from torchkeep.planning.match import match, rename
 from torchkeep.planning.rows import Pair, Row, Status
-from torchkeep.planning.rules import Rename, Rule
+from torchkeep.planning.rules import Cast, Only, Rename, Rule, Skip
 from torchkeep.planning.suggest import suggest
 from torchkeep.tensors import TensorSpec
 
-Executor: TypeAlias = Callable[["LoadPlan", bool], object]
+Executor: TypeAlias = Callable[["LoadPlan"], object]
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,6 +108,8 @@ class LoadPlan:
         """
         _require_share("min_coverage", min_coverage)
         self._refuse_collisions()
+        if strict and any(pair.mismatch for pair in self.pairs.values()):
+            raise report.does_not_go_together(self)
         if any(row.differs and (strict or row.status is Status.DTYPE_DIFFERS) for row in self.rows):
             raise report.does_not_fit(self, strict=strict)
         if strict:
@@ -134,7 +136,7 @@ class LoadPlan:
                 f"the plan for {self.source} holds no objects to load into",
                 remedy="make it with torchkeep.plan(path, into=...), then apply it",
             )
-        return self.executor(self, strict)
+        return self.executor(self)
 
     def to_dict(self) -> dict[str, object]:
         """The plan as plain values for JSON, ``schema`` 1."""
@@ -173,6 +175,7 @@ def make_plan(pairs: Mapping[str, Pair], rules: Sequence[Rule], *, source: str) 
         rules: In the order they act: renames one after the other, then the others on the resulting names.
         source: The path that people know the checkpoint by.
     """
+    _require_rules(rules)
     matchings = {entry: match(entry, pair, rules) for entry, pair in pairs.items()}
     rows = tuple(row for matching in matchings.values() for row in matching.rows)
     return LoadPlan(
@@ -187,6 +190,13 @@ def make_plan(pairs: Mapping[str, Pair], rules: Sequence[Rule], *, source: str) 
         ),
         idle_rules=tuple(_idle(pairs, rules, rows)),
     )
+
+
+def _require_rules(rules: object) -> None:
+    given = rules if isinstance(rules, (list, tuple)) else [rules]
+    wrong = [each for each in given if not isinstance(each, (Rename, Skip, Only, Cast))]
+    if wrong or given is not rules:
+        raise TypeError(f'rules is a list of rules, as [Skip("fc")]; not {", ".join(map(repr, wrong or given))}')
 
 
 def _idle(pairs: Mapping[str, Pair], rules: Sequence[Rule], rows: Sequence[Row]) -> Iterator[Rule]:

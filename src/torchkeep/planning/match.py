@@ -173,7 +173,7 @@ def _row(
         return Row(entry, name, checkpoint_name, Status.SKIPPED, (), saved, spec, f"{pair.unloaded}: {skipping!r}")
     if checkpoint_name is None:
         if name in pair.optional:
-            reason = f"{pair.unloaded}: the checkpoint was saved without it, and the model does without"
+            reason = f"{pair.unloaded}: {pair.optional[name]}"
             return Row(entry, name, None, Status.SKIPPED, (), None, spec, reason)
         reason = f"{pair.unloaded}: no such tensor in the checkpoint"
         return Row(entry, name, None, Status.ONLY_IN_MODEL, (), None, spec, reason)
@@ -223,6 +223,8 @@ def _checkpoint_row(
     skipping = _skipping_rule(name, rules)
     if skipping is not None:
         return Row(entry, name, checkpoint_name, Status.SKIPPED, (), saved, None, f"not loaded: {skipping!r}")
+    if name in pair.optional:
+        return Row(entry, name, checkpoint_name, Status.SKIPPED, (), saved, None, f"not loaded: {pair.optional[name]}")
     reason = "not loaded: no such tensor in the model"
     if len(claimants) > 1:
         reason = f"not loaded: {' and '.join(claimants)} are both renamed to it"

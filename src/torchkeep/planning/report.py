@@ -40,8 +40,7 @@ def render(plan: LoadPlan) -> str:
             lines.append(f"  {label}state of {matched:,} of {len(rows):,} parameters matched")
         if pair.origin and pair.origin != entry:
             lines.append(f"  {label}taken from {pair.origin}")
-        if pair.note:
-            lines.append(f"  {label}{pair.note}")
+        lines.extend(f"  {label}{text}" for text in (pair.note, pair.mismatch) if text)
     lines.extend(f"  collision: {collision}" for collision in plan.collisions)
     sections = [
         *(_section(plan, status, _difference_cells) for status in DIFFERENCES),
@@ -68,6 +67,13 @@ def too_little(plan: LoadPlan, found: str, required: float) -> PlanError:
     cells = [line for status in DIFFERENCES for line in _section(plan, status, _error_cells)]
     what = f"only {found} found a place, {percent(required)} is required"
     return _refusal(plan, what, _aligned(_at_most(cells, MAX_ERROR_LINES)))
+
+
+def does_not_go_together(plan: LoadPlan) -> PlanError:
+    """The error that an entry is not for its object as a whole."""
+    faults = [f"{entry or pair.target}: {pair.mismatch}" for entry, pair in plan.pairs.items() if pair.mismatch]
+    remedy = "leave it out of `into`; or strict=False takes the state as it is, if you know that it goes together"
+    return PlanError(f"cannot load {plan.source} into {_targets(plan)}", faults=faults, remedy=remedy)
 
 
 def collides(plan: LoadPlan) -> PlanError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
@@ -45,8 +45,8 @@ class Pair:
         target: The class that people know the object by: ``"GPT"``.
         origin: The path of the entry in the checkpoint: ``"model.state_dict"``, or "" for the whole of it.
         note: One more line for the report.
-        optional: Names in the model that it does without when the checkpoint has none (torch's own loading fills
-            them): they are skipped then, and are no difference.
+        optional: Names that one side may have alone, each with the reason: they are skipped then, and no difference.
+        mismatch: Why the two do not go together as a whole, whatever their names; a strict load refuses it.
     """
 
     checkpoint: Mapping[str, TensorSpec | None]
@@ -55,7 +55,8 @@ class Pair:
     target: str
     origin: str = ""
     note: str = ""
-    optional: Collection[str] = ()
+    optional: Mapping[str, str] = field(default_factory=dict)
+    mismatch: str = ""
 
     @property
     def counts(self) -> bool:

@@ -70,6 +70,10 @@ class RunCheckpoints(Sequence[RunCheckpoint]):
     def __iter__(self) -> Iterator[RunCheckpoint]:
         return iter(self._members)
 
+    def __repr__(self) -> str:
+        steps = [each.step for each in self._members]
+        return f"<run {str(self.folder)!r} of {len(steps)} checkpoints: steps {steps}>"
+
     def latest(self) -> RunCheckpoint:
         """The one of the highest step. Its tensors are checked when it is loaded, not here.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchkeep.errors import CheckpointError, PlanError
 from torchkeep.folder.parallel import default_threads
 from torchkeep.planning.loadplan import LoadPlan, make_plan
 from torchkeep.planning.paths import without
@@ -48,6 +51,11 @@ class Loaded(Mapping[str, Any]):
         if key not in self._values:
             self._values[key] = self._builder.value(self._rest[key])
         return self._values[key]
+
+    @property
+    def reads_on(self) -> bool:
+        """Whether tensors are left in the file that a key may still ask for."""
+        return bool(tensors_of(self._rest))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rest)
@@ -110,10 +118,13 @@ def load(
         finally:
             source.close()
     try:
-        return plan_load(source, into, rules, builder, threads).apply(strict=strict, min_coverage=min_coverage)
+        loaded = plan_load(source, into, rules, builder, threads).apply(strict=strict, min_coverage=min_coverage)
     except BaseException:
         source.close()
         raise
+    if isinstance(loaded, Loaded) and not loaded.reads_on:
+        source.close()
+    return loaded
 
 
 def plan(
@@ -161,9 +172,10 @@ def plan_load(source: Source, into: object, rules: Sequence[Rule], builder: Buil
     targets = make_targets(source, into)
     pairs = {target.entry: pair for target in targets if (pair := target.pair()) is not None}
 
-    def execute(plan: LoadPlan, _strict: bool) -> Loaded:  # noqa: FBT001 - the plan's own signature
+    def execute(plan: LoadPlan) -> Loaded:
         check_bytes(source, needed(plan, targets), threads)
-        notes = place(plan, targets, builder, threads)
+        notes = [f"{rule!r} matched nothing" for rule in plan.idle_rules]
+        notes += place(plan, targets, builder, threads)
         rest = without(source.tree, [target.path for target in targets])
         return Loaded(plan, notes, rest if isinstance(rest, Mapping) else {}, builder)
 
@@ -171,7 +183,10 @@ def plan_load(source: Source, into: object, rules: Sequence[Rule], builder: Buil
 
 
 def _shown(path: Path) -> str:
-    relative = os.path.relpath(path)
+    try:
+        relative = os.path.relpath(path)
+    except OSError:  # the working folder is gone
+        return str(path)
     return str(path) if relative.startswith("..") else relative
 
 
@@ -181,7 +196,7 @@ def needed(plan: LoadPlan, targets: Sequence[Target]) -> list[TensorSpec]:
     for target in targets:
         if target.saved is not None:
             specs += list(target.saved.tensors())
-        elif target.kind in {"stateful", "values"}:
+        elif target.kind == "stateful":
             specs += list(tensors_of(target.node).values())
         else:
             specs += list(tensors_of(target.extra_state()).values())
@@ -197,53 +212,47 @@ def place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: 
     """
     from torchkeep.live.optimizers import put_optimizer_state
     from torchkeep.live.place import Placement, place_in_mapping, place_in_module
+    from torchkeep.live.targets import by_own_code_first
 
-    built = {t.entry: builder.value(t.node) for t in targets if t.kind in {"stateful", "values"}}
+    built = {t.entry: builder.value(t.node) for t in targets if t.kind == "stateful"}
     notes: list[str] = []
     matched: dict[str, list[Row]] = {target.entry: [] for target in targets}
     for row in plan.rows:
         if row.status is Status.MATCHED:
             matched[row.entry].append(row)
-    for target in targets:
+    undo: list[Callable[[], object]] = []
+    for target in by_own_code_first(targets):
         rows = matched[target.entry]
         placements = [Placement(row.name, row.checkpoint) for row in rows if row.checkpoint is not None]
-        if target.kind == "module":
-            extra = {key: builder.value(value) for key, value in target.extra_state().items()}
-            place_in_module(target.live, placements, extra, builder, threads)
-        elif target.kind == "tensors":
-            place_in_mapping(target.live, placements, builder, threads)
-        elif target.named is not None and target.saved is not None:
-            taken = {row.name: row.checkpoint_name for row in rows if row.checkpoint_name is not None}
-            notes += put_optimizer_state(target.live, target.named, target.saved, taken, builder.fill)
-        elif target.kind == "values":
-            refill(target.live, built[target.entry])
-        else:
-            target.live.load_state_dict(built[target.entry])
+        try:
+            if target.kind == "module":
+                extra = {key: builder.value(value) for key, value in target.extra_state().items()}
+                undo += place_in_module(target.live, placements, extra, builder, threads)
+            elif target.kind == "tensors":
+                place_in_mapping(target.live, placements, builder, threads)
+            elif target.saved is not None:
+                taken = {row.name: row.checkpoint_name for row in rows if row.checkpoint_name is not None}
+                notes += put_optimizer_state(target.live, target.saved, taken, builder.fill)
+            else:
+                undo.append(partial(target.live.load_state_dict, copy.deepcopy(target.live.state_dict())))
+                target.live.load_state_dict(built[target.entry])
+        except CheckpointError:
+            raise
+        except Exception as error:
+            for put_back in reversed(undo):
+                put_back()
+            raise _refused(plan, target, error) from error
         notes += target.notes()
     return notes
 
 
-def refill(live: MutableMapping[Any, Any], saved: Mapping[Any, Any]) -> None:
-    """Make a live mapping equal to a saved one: tensors of equal dtype and shape and mappings inside it in place."""
-    import torch
-
-    for key in [key for key in live if key not in saved]:
-        del live[key]
-    for key, value in saved.items():
-        held = live.get(key)
-        if isinstance(held, MutableMapping) and isinstance(value, Mapping):
-            refill(held, value)
-        elif isinstance(held, list) and isinstance(value, list):
-            held[:] = value
-        elif (
-            isinstance(held, torch.Tensor)
-            and isinstance(value, torch.Tensor)
-            and (held.shape, held.dtype) == (value.shape, value.dtype)
-        ):
-            with torch.no_grad():
-                held.copy_(value)
-        else:
-            live[key] = value
+def _refused(plan: LoadPlan, target: Target, error: Exception) -> PlanError:
+    name = f"{target.entry} ({type(target.live).__name__})" if target.entry else type(target.live).__name__
+    return PlanError(
+        f"cannot load {plan.source}: {name} refuses its state",
+        faults=[f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"],
+        remedy="what was given to other code before it was put back; leave it out of `into`, or mend its state",
+    )
 
 
 def resume_into(source: Source, into: object, rules: Sequence[Rule], builder: Builder, threads: int) -> Loaded:

@@ -12,7 +12,7 @@ from torchkeep.folder.read import FolderSource
 from torchkeep.folder.runs import metrics_of
 from torchkeep.planning.paths import resolve
 from torchkeep.planning.weights import find_weights
-from torchkeep.tensors import Described, Source, TensorSpec, name_of, tensors_of
+from torchkeep.tensors import Described, Source, TensorSpec, is_floating, name_of, tensors_of
 from torchkeep.verbs.outline import outline
 from torchkeep.verbs.sources import open_source
 
@@ -43,6 +43,16 @@ class LazyTensor:
         """Bytes of the elements."""
         return self.spec.nbytes
 
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.spec.numel
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray[Any, Any]:  # noqa: FBT001 - numpy's protocol
+        del copy  # it is read anew each time
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype)  # type: ignore[call-overload]
+
     def numpy(self) -> np.ndarray[Any, Any]:
         """Read it as a new numpy array.
 
@@ -70,7 +80,7 @@ class LazyTensor:
 
     def __repr__(self) -> str:
         device = f", {self.spec.device}" if self.spec.device else ""
-        return f"<{self.dtype} {self.shape}{device}, not read>"
+        return f"<{self.dtype} {self.shape}{device}, not read: .torch() or .numpy()>"
 
 
 class LazyMapping(Mapping[Any, Any]):
@@ -109,12 +119,9 @@ class StateDict(LazyMapping):
     @property
     def parameter_count(self) -> int:
         """Elements of all floating-point tensors."""
-        return sum(spec.numel for spec in self._tree.values() if isinstance(spec, TensorSpec) and is_counted(spec))
-
-
-def is_counted(spec: TensorSpec) -> bool:
-    """Whether a tensor's elements count as parameters: those of floating-point tensors do."""
-    return "float" in spec.dtype
+        return sum(
+            spec.numel for spec in self._tree.values() if isinstance(spec, TensorSpec) and is_floating(spec.dtype)
+        )
 
 
 def wrap(source: Source, node: object) -> object:

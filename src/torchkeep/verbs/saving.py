@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torchkeep.errors import CheckpointError, CorruptError, FormatError, NotFoundError
-from torchkeep.folder.commit import read_record, recover, refuse_foreign
+from torchkeep.errors import CorruptError, FormatError, NotFoundError
+from torchkeep.folder.commit import read_record, recover, refuse_foreign, refuse_inside_checkpoint
 from torchkeep.folder.parallel import default_threads
 from torchkeep.folder.record import Node, Record
+from torchkeep.folder.runs import STEP_LIMIT
 from torchkeep.folder.single_file import save_file
 from torchkeep.folder.values import encode
 from torchkeep.folder.write import Draft, Saved, save_folder
 
-_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+if TYPE_CHECKING:
+    from torchkeep.live.capture import Captured
+
+# What these names promise is not what torchkeep writes.
+_OTHERS = {
+    "a torch file": (".pt", ".pth", ".pth.tar", ".ckpt", ".bin"),
+    "a pickle": (".pkl", ".pickle"),
+    "another tool's file": (".npz", ".npy", ".h5", ".hdf5", ".onnx", ".gguf", ".zip", ".tar"),
+}
 
 
 def save(
@@ -61,23 +72,31 @@ def save(
     if target.suffix == ".safetensors":
         return save_file(target, draft, threads)
     parent = None
-    if os.path.lexists(target):
+    if os.path.lexists(target) and not _is_empty_folder(target):
         refuse_foreign(target)
         parent = readable_record(target)
+    refuse_inside_checkpoint(target)
     if target.parent.is_dir():
         recover(target.parent)
     return save_folder(target, draft, target, parent, threads)
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
-    target = Path(os.path.realpath(path))
-    if target.suffix in _TORCH_SUFFIXES:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"save(what, path): the path is {type(path).__name__}; are the two arguments swapped?")
+    target = Path(os.path.realpath(Path(path).expanduser()))
+    promises = next((what for what, ends in _OTHERS.items() if target.name.lower().endswith(ends)), None)
+    if promises is not None:
         raise FormatError(
-            f"a name that ends in {target.suffix} promises a torch file, and torchkeep writes no pickle",
+            f"the name promises {promises}, and torchkeep writes folders and .safetensors files",
             where=path,
             remedy="save to a folder or a .safetensors file; torch.save(tk.load(path), file) makes a torch file of it",
         )
     return target
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not os.listdir(path)
 
 
 def readable_record(folder: Path) -> Record | None:
@@ -88,39 +107,63 @@ def readable_record(folder: Path) -> Record | None:
         return None
 
 
-def draft_of(
-    saved: object,
-    *,
-    step: int | None = None,
-    metrics: Mapping[str, float] | None = None,
-    rng: Mapping[str, object] | None = None,
-) -> Draft:
+def draft_of(saved: object, *, step: int | None = None, metrics: Mapping[str, float] | None = None) -> Draft:
     """Everything about a save but where it goes; tensors are referenced, not read."""
     from torchkeep.live.capture import capture
 
-    if step is not None and (type(step) is not int or step < 0):
-        raise CheckpointError(f"step is {step!r}: an integer of 0 or more is wanted")
-    captured = capture(saved)
+    return _draft(capture(saved), step, metrics, None)
+
+
+def draft_of_entries(
+    entries: Mapping[str, object],
+    *,
+    step: int,
+    metrics: Mapping[str, float] | None,
+    rng: Mapping[str, object],
+) -> Draft:
+    """Like `draft_of`, of named entries, whatever they are, and with the random states."""
+    from torchkeep.live.capture import capture_entries
+
+    return _draft(capture_entries(entries), step, metrics, rng)
+
+
+def _draft(
+    captured: Captured, step: int | None, metrics: Mapping[str, float] | None, rng: Mapping[str, object] | None
+) -> Draft:
     return Draft(
         entries=captured.entries,
         groups=captured.groups,
         whole=captured.whole,
-        step=step,
+        step=None if step is None else whole_step(step),
         metrics=None if metrics is None else _metrics_node(metrics),
         rng=None if rng is None else encode(rng, _no_leaf),
         provenance=_provenance(),
     )
 
 
+def whole_step(step: int) -> int:
+    """A step as an int; numpy's integers are fine.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is negative, or a million million million.
+    """
+    number = operator.index(step)
+    if not 0 <= number < STEP_LIMIT:
+        raise ValueError(f"step is {number}: steps are counted from 0, and are below {STEP_LIMIT:,}")
+    return number
+
+
 def _metrics_node(metrics: Mapping[str, float]) -> Node:
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f'metrics is {type(metrics).__name__}: a mapping is wanted, as {{"loss": 0.3}}')
     numbers = {}
     for name, value in metrics.items():
         try:
-            numbers[str(name)] = float(value)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"metric {name!r} is {type(value).__name__}: a number is wanted", remedy="pass float(value)"
-            ) from error
+            # A tensor's item() is its value; float() of one that requires a gradient warns.
+            numbers[str(name)] = float(value.item() if hasattr(value, "item") else value)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise TypeError(f"metric {name!r} is {type(value).__name__}: one number is wanted") from error
     return encode(numbers, _no_leaf)
 
 
@@ -137,12 +180,12 @@ def _provenance() -> dict[str, object]:
         "torchkeep": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "git_commit": _git_commit(os.getcwd()),
+        "git_commit": _git_commit(),
     }
 
 
 @functools.cache
-def _git_commit(folder: str) -> str | None:
+def _git_commit() -> str | None:
     """The commit that is checked out where the program runs, asked for once."""
     git = shutil.which("git")
     if git is None:
@@ -150,7 +193,7 @@ def _git_commit(folder: str) -> str | None:
     command = [git, "rev-parse", "HEAD"]
     try:
         done = subprocess.run(  # noqa: S603 - a fixed command
-            command, cwd=folder, capture_output=True, text=True, timeout=5, check=False
+            command, capture_output=True, text=True, timeout=5, check=False
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torchkeep import formats
-from torchkeep.errors import CorruptError, FormatError, NotFoundError
+from torchkeep.errors import CheckpointError, CorruptError, FormatError, NotFoundError
 from torchkeep.folder.commit import restore_aside
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import RECORD_KEY, FolderSource, open_file, open_folder
-from torchkeep.folder.record import RECORD_NAME
+from torchkeep.folder.record import CONTENT_NAME, RECORD_BEGIN, RECORD_NAME
 from torchkeep.folder.runs import is_step_name, read_run
 from torchkeep.tensors import Source, TensorSpec
-
-_CONTENT_NAME = re.compile(r".+-[0-9a-f]{16}\.safetensors")  # only torchkeep names a shard so
-_RECORD_BEGIN = '{"format":"torchkeep"'
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
@@ -30,7 +26,15 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     """
     if not os.fspath(path):
         raise NotFoundError("the path is empty", remedy="name a checkpoint")
-    location = Path(path)
+    try:
+        return _open(Path(path).expanduser())
+    except OSError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"cannot be read: {os.strerror(error.errno or 0)}", where=path) from error
+
+
+def _open(location: Path) -> Source:
     restore_aside(location)
     if os.path.lexists(location / RECORD_NAME):
         return open_folder(location)
@@ -51,7 +55,7 @@ def _refuse_run_or_remains(folder: Path) -> None:
         count = f"{len(run.checkpoints)} checkpoint{'' if len(run.checkpoints) == 1 else 's'}"
         remedy = f"name one, for example the newest: {run.checkpoints[-1].path}"
         raise FormatError(f"a run folder with {count}, not a checkpoint", where=folder, remedy=remedy)
-    if is_step_name(folder.name) or any(_CONTENT_NAME.fullmatch(file) for file in os.listdir(folder)):
+    if is_step_name(folder.name) or any(CONTENT_NAME.fullmatch(file) for file in os.listdir(folder)):
         raise CorruptError(
             f"what is left of a checkpoint: its {RECORD_NAME} is absent",
             where=folder,
@@ -66,7 +70,7 @@ def _record_in(source: Source) -> str | None:
         return None
     texts = [text for text in (metadata.get(RECORD_KEY), *metadata.values()) if isinstance(text, str)]
     named = isinstance(metadata.get(RECORD_KEY), str)
-    return texts[0] if named else next((text for text in texts if text.startswith(_RECORD_BEGIN)), None)
+    return texts[0] if named else next((text for text in texts if text.startswith(RECORD_BEGIN.decode())), None)
 
 
 def check_bytes(source: Source, specs: Iterable[TensorSpec], threads: int) -> None:

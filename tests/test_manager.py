@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -472,6 +473,22 @@ def test_a_run_folder_that_was_removed_meanwhile_is_said(tmp_path):
     with pytest.raises(ConflictError, match="the run folder was removed or replaced while it was in use"):
         manager.save(1)
     manager.close()
+
+
+def test_an_interrupt_while_a_save_is_waited_for_keeps_the_folder_locked_until_it_has_ended(tmp_path, monkeypatch):
+    flush = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (time.sleep(0.2), flush(descriptor)))
+    manager = tk.CheckpointManager(tmp_path, {"p": {"a": 1}})
+    handle = manager.save(0)
+    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        manager.wait()
+    with pytest.raises(ConflictError, match="another manager of this process is writing here"):
+        tk.CheckpointManager(tmp_path, {"p": {"a": 1}}).resume()
+    manager.close()
+    assert handle.done
+    assert steps(tmp_path) == [0]
 
 
 def test_somebodys_folder_with_a_steps_name_is_left_alone(tmp_path):

@@ -24,20 +24,23 @@ class SaveHandle:
         self._saved: Saved | None = None
         self._error: BaseException | None = None
         self._work = work
+        # An interrupted join() takes a running thread for ended (CPython before 3.13); an event does not.
+        self._ended = threading.Event()
         # Not a daemon: an interpreter that exits waits for the commit.
-        self._thread = threading.Thread(target=self._run, name=f"torchkeep-save-{step}")
-        self._thread.start()
+        threading.Thread(target=self._run, name=f"torchkeep-save-{step}").start()
 
     def _run(self) -> None:
         try:
             self._saved = self._work()
         except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits
             self._error = error
+        finally:
+            self._ended.set()
 
     @property
     def done(self) -> bool:
         """Whether it has ended, well or not."""
-        return not self._thread.is_alive()
+        return self._ended.is_set()
 
     def wait(self) -> Path:
         """Wait until it is committed and durable; its path.
@@ -49,7 +52,7 @@ class SaveHandle:
 
     def result(self) -> Saved:
         """Wait like `wait`; what was written and linked."""
-        self._thread.join()
+        self._ended.wait()
         self.is_reported = True
         if self._error is not None:
             raise self._error

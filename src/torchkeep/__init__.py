@@ -2,7 +2,7 @@
 
     save(obj, path), load(path, into=...), open(path), plan(path, into=...), verify(path), checkpoints(run)
     Rename, Skip, Only, Cast              what a load may do about differing names, tensors and dtypes
-    freeze, unfreeze, trainable, param_groups
+    replace_head, freeze, unfreeze, trainable, param_groups
     CheckpointManager with EverySteps, KeepLast, KeepBest, KeepEvery
 
 Rarer rules, policies and errors are in `torchkeep.rules`, `torchkeep.policies` and `torchkeep.errors`.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torchkeep.live.freeze import param_groups as param_groups
     from torchkeep.live.freeze import trainable as trainable
     from torchkeep.live.freeze import unfreeze as unfreeze
+    from torchkeep.live.heads import replace_head as replace_head
     from torchkeep.manager import CheckpointManager as CheckpointManager
     from torchkeep.policies import EverySteps as EverySteps
     from torchkeep.policies import KeepBest as KeepBest
@@ -58,6 +59,7 @@ _HOMES = {
     "open": "verbs.opening",
     "param_groups": "live.freeze",
     "plan": "verbs.loading",
+    "replace_head": "live.heads",
     "save": "verbs.saving",
     "trainable": "live.freeze",
     "unfreeze": "live.freeze",

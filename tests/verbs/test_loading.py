@@ -263,6 +263,15 @@ def test_channels_last_and_meta_models_are_filled(tmp_path):
     assert [parameter.requires_grad for parameter in empty.parameters()] == [True] * 4 + [False, True]
 
 
+def test_a_meta_model_with_a_loader_of_its_own_is_filled_too(tmp_path):
+    module = nn.Sequential(Versioned(), nn.Linear(2, 2))
+    tk.save(module, tmp_path / "ckpt")
+    with torch.device("meta"):
+        empty = nn.Sequential(Versioned(), nn.Linear(2, 2))
+    tk.load(tmp_path / "ckpt", into=empty)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), empty.parameters(), strict=True))
+
+
 class Versioned(nn.Module):
     """A module with a loader and a state of its own."""
 
@@ -408,9 +417,7 @@ def test_tensors_that_are_tied_on_one_side_only(tmp_path):
     tk.save(Tied(tie=False), tmp_path / "two")
     model = Tied(tie=True, seed=1)
     before = model.a.weight.detach().clone()
-    with pytest.raises(
-        PlanError, match=r"a\.weight and b\.weight are one tensor in the model and differ"
-    ):
+    with pytest.raises(PlanError, match=r"a\.weight and b\.weight are one tensor in the model and differ"):
         tk.load(tmp_path / "two", into=model)
     assert torch.equal(model.a.weight, before)
     tk.load(tmp_path / "two", into=model, strict=False, io_threads=4)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator, Sequence
-from typing import TypeGuard
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeGuard, cast
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torchkeep.live.modules import unwrap
+from torchkeep.live.modules import CheckpointNames, unwrap
 
 _Projection = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 _HEAD_NAMES = {"fc", "classifier", "head", "heads", "linear", "logits", "score"}  # last_linear and cls_classifier too
 _COUNT_NAMES = ("num_classes", "num_labels", "n_classes", "out_features", "out_channels")
 _MOST_CANDIDATES = 8
+_KINDS = "Linear or 1x1 convolution"
+_SAY_WHICH = 'say which with replace_head(model, n, at="its.name")'
 
 
 def replace_head(model: nn.Module, num_classes: int, *, at: str | None = None) -> tuple[str, ...]:
@@ -59,89 +61,117 @@ def replace_head(model: nn.Module, num_classes: int, *, at: str | None = None) -
         raise ValueError(f"num_classes is {num_classes}: a head needs at least 1")
     _refuse_model(model)
     inner = unwrap(model)
-    named = _named_head(inner, at) if at is not None else None
-    paths = [named] if named is not None else _timm_heads(inner) or _conventional_heads(inner)
-    old = {path: _replaceable(inner, path) for path, _ in inner.named_modules() if path in paths}
+    paths = _heads(inner) if at is None else [_named_head(inner, at)]
+    old = {path: _replaceable(inner, path) for path, _ in inner.named_modules(remove_duplicate=False) if path in paths}
     fresh = {path: _resized(layer, num_classes) for path, layer in old.items()}  # all of them before any is put in
     for path, layer in fresh.items():
         parent, _, name = path.rpartition(".")
         setattr(inner.get_submodule(parent), name, layer)
         _follow_count(inner, parent, _outputs(old[path]), num_classes)
-    return tuple(f"{path}.{name}" for path, layer in fresh.items() for name, _ in layer.named_parameters())
+    names = CheckpointNames(inner)
+    return tuple(names(f"{path}.{name}") for path, layer in fresh.items() for name, _ in layer.named_parameters())
 
 
 def _refuse_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
+        where = name or "the model"
         if isinstance(module, nn.parallel.DistributedDataParallel):
-            raise ValueError("the gradients of a new head would not be synchronised: replace it, then wrap the model in DDP")
+            raise ValueError(f"{where} is in DistributedDataParallel, which knows no new head: replace it, then wrap")
         if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"{name or 'the model'} is TorchScript, whose layers are fixed: replace the head, then script")
-        if callable(getattr(module, "weight", None)):  # A parameter is no callable; a packed weight is given by a call.
-            raise ValueError(f"{name or 'the model'} is quantised: replace the head of the float model, then quantise it")
+            raise ValueError(f"{where} is TorchScript, whose layers are fixed: replace the head, then script the model")
+        if callable(getattr(type(module), "weight", None)):  # Packed weights are given by a method.
+            raise ValueError(f"{where} is quantised: replace the head of the float model, then quantise it")
 
 
 def _named_head(model: nn.Module, at: str) -> str:
-    modules = dict(model.named_modules(remove_duplicate=False))
-    if at not in modules:
-        raise ValueError(f"no module is called {at!r}; {_candidates(model)}")
-    path = _final_layer(modules[at], at)
-    if path is None:
-        raise ValueError(f"{at} does not end in a Linear or a 1x1 convolution; {_candidates(model)}")
-    return path
+    names = CheckpointNames(model)
+    called = {
+        path: module for path, module in model.named_modules(remove_duplicate=False) if path and names(path) == at
+    }
+    if not called:
+        raise ValueError(f"no module in the model is called {at!r}; {_candidates(model)}")
+    path, module = called.popitem()  # of a wrapper and what it wraps, the latter
+    end = _final_layer(module, path)
+    if end is None:
+        raise ValueError(f"{at} ends in no {_KINDS}; {_candidates(model)}")
+    return end
 
 
-def _timm_heads(model: nn.Module) -> list[str]:
-    """The layers that a model names itself; none when it has no ``get_classifier``.
+def _heads(model: nn.Module) -> list[str]:
+    path, owner = "", model
+    while not hasattr(owner, "get_classifier") and len(children := _with_parameters(owner, path)) == 1:
+        ((inner_path, inner),) = children.items()
+        if _is_projection(inner):
+            break
+        path, owner = inner_path, inner  # a wrapper of somebody's own
+    return _heads_it_names(model, owner) if hasattr(owner, "get_classifier") else _heads_by_place(model, path)
+
+
+def _heads_it_names(model: nn.Module, owner: nn.Module) -> list[str]:
+    """The layers that ``get_classifier`` gives.
 
     ``reset_classifier`` is not called: some versions of it change the pooling, or make the layer on the CPU.
     """
-    get_classifier = getattr(model, "get_classifier", None)
-    if not callable(get_classifier):
-        return []
-    given = get_classifier()
-    named = {id(module): path for path, module in model.named_modules()}
-    heads = given if isinstance(given, Sequence | nn.ModuleList) and not isinstance(given, nn.Sequential) else [given]
-    paths = [_final_layer(head, named[id(head)]) for head in heads if id(head) in named]
+    given = owner.get_classifier()  # type: ignore[operator]
+    heads = given if isinstance(given, list | tuple | nn.ModuleList) else [given]
+    names = {id(module): path for path, module in model.named_modules()}
+    paths = [_final_layer(head, names[id(head)]) if id(head) in names else None for head in heads]
     found = [path for path in paths if path is not None]
-    if not found or len(found) < len(heads):
-        kinds = ", ".join(type(head).__name__ for head in heads)
+    if len(found) < max(len(heads), 1):
+        kinds = ", ".join(type(head).__name__ for head in heads) or "nothing"
         raise ValueError(
-            f"get_classifier() of {type(model).__name__} gives no Linear or 1x1 convolution but {kinds}: "
-            f"model.reset_classifier makes a head where there is none; {_candidates(model)}"
+            f"get_classifier() of {type(owner).__name__} gives {kinds}, and no {_KINDS}; reset_classifier() makes a "
+            f"head where there is none; {_candidates(model)}"
         )
     return found
 
 
-def _conventional_heads(model: nn.Module) -> list[str]:
-    """The head by the name of a child of the model, else the last child; and the auxiliary heads beside it."""
-    prefix, owner = "", model
-    while len(children := _with_parameters(owner)) == 1 and not _is_projection(next(iter(children.values()))):
-        ((name, owner),) = children.items()  # a wrapper of somebody's own
-        prefix += f"{name}."
-    auxiliary = {name: child for name, child in children.items() if name.lower().startswith("aux")}
-    ends = {name: _final_layer(child, name) for name, child in children.items() if name not in auxiliary}
-    conventional = [name for name, end in ends.items() if end and name.lower().rpartition("_")[2] in _HEAD_NAMES]
-    if len(conventional) > 1:
-        raise _ambiguous(model, [f"{prefix}{ends[name]}" for name in conventional])
-    chosen = conventional[0] if conventional else next(reversed(ends), None)
-    end = ends[chosen] if chosen is not None else None
-    if chosen is None or end is None:
-        looked_at = f"its last child with parameters, {prefix}{chosen}, does not end in" if chosen else "it has no"
-        raise ValueError(f"{type(model).__name__} has no head: {looked_at} a Linear or 1x1 convolution; {_candidates(model)}")
-    beside = [other for name, other in ends.items() if other and name != chosen and _is_beside(owner, other, end)]
-    if beside:
-        raise _ambiguous(model, [f"{prefix}{path}" for path in (*beside, end)])
-    count = _outputs(_layer(owner, end))
-    ends_of_auxiliary = [_final_layer(child, name) for name, child in auxiliary.items()]
-    return [f"{prefix}{path}" for path in (*ends_of_auxiliary, end) if path and _outputs(_layer(owner, path)) == count]
+def _heads_by_place(model: nn.Module, path: str) -> list[str]:
+    """The head by the name of a child of the module at a path, else its last child; and auxiliary heads beside it."""
+    ends: dict[str, str | None] = {}
+    auxiliary = []
+    for child_path, child in _with_parameters(model.get_submodule(path), path).items():
+        end = _final_layer(child, child_path)
+        if child_path.rpartition(".")[2].lower().startswith("aux"):
+            auxiliary.append(end)
+        else:
+            ends[child_path] = end
+    called = [child for child in ends if child.lower().replace("_", ".").rpartition(".")[2] in _HEAD_NAMES]
+    for chosen in called or [next(reversed(ends), path)]:
+        if ends.get(chosen) is None:
+            where = CheckpointNames(model)(chosen)
+            why = f"{where} ends in no {_KINDS}" if where else "it has no children with parameters"
+            raise ValueError(f"{type(model).__name__} has no head: {why}; {_candidates(model)}")
+    heads = {child: end for child, end in ends.items() if end}
+    if len(called) > 1:
+        raise _ambiguous(model, [heads[child] for child in called])
+    head = heads[chosen]
+    if rivals := _rivals(model, path, chosen, heads):
+        raise _ambiguous(model, [*rivals, head])
+    count = _outputs(_layer(model, head))
+    return [end for end in (*auxiliary, head) if end and _outputs(_layer(model, end)) == count]
 
 
-def _is_beside(owner: nn.Module, other: str, head: str) -> bool:
-    """Whether a child of the owner works beside the head, on the same inputs or to the same outputs, not before it."""
-    first, of_head = (_first_layer(owner, path) for path in (other, head))
-    last, head_layer = _layer(owner, other), _layer(owner, head)
-    feeds = _outputs(last) == _inputs(of_head)
-    return not feeds and (_inputs(first) == _inputs(of_head) or _outputs(last) == _outputs(head_layer))
+def _rivals(model: nn.Module, owner: str, chosen: str, ends: Mapping[str, str]) -> list[str]:
+    """Layers that work beside the head, not before it: on the same inputs, or to as many outputs.
+
+    Asked of the ends of the owner's other children, and of all layers of the head's own child. In Sequentials layers
+    come one after the other, whatever their sizes.
+    """
+    head = _layer(model, ends[chosen])
+    reads = _inputs(_first_layer(model, chosen))
+    rivals = []
+    if not isinstance(model.get_submodule(owner), nn.Sequential):
+        for child, end in ends.items():
+            writes = _outputs(_layer(model, end))
+            on_the_same = _inputs(_first_layer(model, child)) == reads
+            if child != chosen and writes != reads and (on_the_same or writes == _outputs(head)):
+                rivals.append(end)
+    if not isinstance(model.get_submodule(chosen), nn.Sequential) and _inputs(head) != _outputs(head):
+        for path, layer in model.get_submodule(chosen).named_modules(prefix=chosen):
+            if layer is not head and _is_projection(layer) and _outputs(layer) == _outputs(head):
+                rivals.append(path)
+    return rivals
 
 
 def _final_layer(module: nn.Module, path: str, *, in_own_class: bool = True) -> str | None:
@@ -153,27 +183,26 @@ def _final_layer(module: nn.Module, path: str, *, in_own_class: bool = True) -> 
         return path
     if isinstance(module, nn.ModuleList | nn.ModuleDict) or not (in_own_class or isinstance(module, nn.Sequential)):
         return None
-    children = _with_parameters(module)
+    children = _with_parameters(module, path)
     if not children:
         return None
-    name, last = children.popitem()
-    return _final_layer(last, f"{path}.{name}", in_own_class=in_own_class and isinstance(module, nn.Sequential))
+    last_path, last = children.popitem()
+    return _final_layer(last, last_path, in_own_class=in_own_class and isinstance(module, nn.Sequential))
 
 
-def _first_layer(owner: nn.Module, path: str) -> _Projection:
-    child = owner.get_submodule(path.partition(".")[0])
-    return next(module for module in child.modules() if _is_projection(module))
+def _first_layer(model: nn.Module, path: str) -> _Projection:
+    return next(module for module in model.get_submodule(path).modules() if _is_projection(module))
 
 
-def _layer(owner: nn.Module, path: str) -> _Projection:
-    layer = owner.get_submodule(path)
-    if not _is_projection(layer):
-        raise TypeError(f"{path} is a {type(layer).__name__}")
-    return layer
+def _layer(model: nn.Module, path: str) -> _Projection:
+    return cast("_Projection", model.get_submodule(path))
 
 
-def _with_parameters(module: nn.Module) -> dict[str, nn.Module]:
-    return {name: child for name, child in module.named_children() if next(child.parameters(), None) is not None}
+def _with_parameters(module: nn.Module, path: str) -> dict[str, nn.Module]:
+    """The children that have parameters, in order, by their paths."""
+    prefix = f"{path}." if path else ""
+    children = module.named_children()
+    return {f"{prefix}{name}": child for name, child in children if next(child.parameters(), None) is not None}
 
 
 def _is_projection(module: nn.Module) -> TypeGuard[_Projection]:
@@ -193,8 +222,6 @@ def _outputs(layer: _Projection) -> int:
 def _replaceable(model: nn.Module, path: str) -> _Projection:
     """The layer at a path, when nothing hangs on it that a new one would lose."""
     layer = _layer(model, path)
-    if not path:
-        raise ValueError("the model is the head itself: make another layer in its place")
     held = dict([*layer.named_parameters(), *layer.named_buffers()])
     if others := sorted(held.keys() - {"weight", "bias"}):
         raise ValueError(
@@ -203,7 +230,8 @@ def _replaceable(model: nn.Module, path: str) -> _Projection:
         )
     if any(is_lazy(tensor) for tensor in held.values()):
         raise ValueError(f"{path} has no shape yet: call the model once, then replace its head")
-    if any(type(tensor) is not nn.Parameter or not tensor.is_floating_point() for tensor in held.values()):
+    plain = [type(tensor) is nn.Parameter and tensor.dtype.is_floating_point for tensor in held.values()]
+    if not all(plain) or layer.weight.dtype.itemsize == 1:  # torch initialises no float8 either
         kind = f"{type(layer.weight).__name__} of {layer.weight.dtype}"
         raise ValueError(f"the weight of {path} is a {kind}: replace the head before quantising or sharding the model")
     own = {f"{path}.{name}": tensor for name, tensor in held.items()}
@@ -213,7 +241,9 @@ def _replaceable(model: nn.Module, path: str) -> _Projection:
         if name not in own and any(tensor is mine for mine in own.values())
     ]
     if tied:
-        raise ValueError(f"{path} is tied to {', '.join(tied)}: make them two parameters first, or replace both by hand")
+        raise ValueError(
+            f"{path} is tied to {', '.join(tied)}: make them two parameters first, or replace both by hand"
+        )
     return layer
 
 
@@ -251,23 +281,19 @@ def _follow_count(model: nn.Module, parent: str, old: int, new: int) -> None:
 
 def _ambiguous(model: nn.Module, paths: Sequence[str]) -> ValueError:
     shown = ", ".join(_shown(model, paths))
-    return ValueError(f"{type(model).__name__} has more than one head: {shown}; {_how_to_name(paths[-1])}")
+    return ValueError(f"{type(model).__name__} has more than one head: {shown}; {_SAY_WHICH}")
 
 
 def _candidates(model: nn.Module) -> str:
     paths = [path for path, module in model.named_modules() if path and _is_projection(module)]
     if not paths:
-        return "there is no Linear and no 1x1 convolution in the model"
-    last = paths[-_MOST_CANDIDATES:]
-    before = f"{len(paths) - len(last)} others, " if len(last) < len(paths) else ""
-    return f"there are {before}{', '.join(_shown(model, last))}; {_how_to_name(last[-1])}"
+        return f"there is no {_KINDS} in it"
+    count = f"the last of {len(paths)}" if len(paths) > _MOST_CANDIDATES else "all"
+    return f"{count} such layers: {', '.join(_shown(model, paths[-_MOST_CANDIDATES:]))}; {_SAY_WHICH}"
 
 
 def _shown(model: nn.Module, paths: Sequence[str]) -> Iterator[str]:
+    names = CheckpointNames(model)
     for path in paths:
         layer = _layer(model, path)
-        yield f"{path} ({_inputs(layer)} -> {_outputs(layer)})"
-
-
-def _how_to_name(path: str) -> str:
-    return f"name the one, as in replace_head(model, n, at={path!r})"
+        yield f"{names(path)} ({_inputs(layer)} -> {_outputs(layer)})"

@@ -108,13 +108,17 @@ def loads_by_itself(module: nn.Module) -> str | None:
     return None
 
 
-def materialise(module: nn.Module, old: torch.Tensor, value: torch.Tensor) -> None:
-    """Put a tensor where a meta parameter or buffer was, in every place that held the same one."""
-    new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+def materialise(module: nn.Module, values: Mapping[torch.Tensor, torch.Tensor]) -> None:
+    """Put tensors where meta parameters or buffers were, each in every place that held the same one."""
+    made = {id(old): _in_place_of(old, value) for old, value in values.items()}
     for child in module.modules():
         tables: tuple[dict[str, Any], ...] = (child._parameters, child._buffers)  # noqa: SLF001 - no public way by identity
         for table in tables:
-            table.update({key: new for key, held in table.items() if held is old})
+            table.update({key: made[id(held)] for key, held in table.items() if id(held) in made})
+
+
+def _in_place_of(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
 
 
 def counters(module: nn.Module) -> dict[str, str]:

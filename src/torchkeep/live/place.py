@@ -103,9 +103,8 @@ def place_in_module(
     live = {name: tensor for name, tensor in named_state(module).items() if isinstance(tensor, torch.Tensor)}
     place_in_mapping(live, [each for each in placements if not live[each.name].is_meta], builder, threads)
     # Tied ones are one object: by identity each is made once.
-    absent = {id(target): (target, p.spec) for p in placements if (target := live[p.name]).is_meta}
-    for target, spec in absent.values():
-        materialise(module, target, builder.read(spec).to(builder.device, target.dtype))
+    absent = {target: p.spec for p in placements if (target := live[p.name]).is_meta}
+    materialise(module, {t: builder.read(spec).to(builder.device, t.dtype) for t, spec in absent.items()})
     return []
 
 
@@ -117,10 +116,13 @@ def _load_through(
     before = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in state.items()}
     names = CheckpointNames(inner)
     live_name = {names(name): name for name in state}
-    state.update({live_name[placement.name]: builder.read(placement.spec) for placement in placements})
+    is_absent = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
+    for placement in placements:
+        target, value = state[live_name[placement.name]], builder.read(placement.spec)
+        state[live_name[placement.name]] = value.to(builder.device, target.dtype) if is_absent else value
     state.update({live_name.get(name, name): value for name, value in extra_state.items()})
     try:
-        inner.load_state_dict(state)
+        inner.load_state_dict(state, assign=is_absent)
     except BaseException:
         inner.load_state_dict(before)
         raise

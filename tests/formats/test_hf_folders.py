@@ -64,7 +64,7 @@ def test_a_folder_without_a_checkpoint_says_what_was_looked_for(tmp_path):
 def test_a_folder_of_several_files_asks_for_one(tmp_path):
     for name in ("a.safetensors", "b.safetensors"):
         (tmp_path / name).write_bytes(file_of({"w": entry()}))
-    with pytest.raises(FormatError, match=r"name one of its files: a\.safetensors, b\.safetensors"):
+    with pytest.raises(FormatError, match=r"name one that is in it: a\.safetensors, b\.safetensors"):
         open_source(tmp_path)
 
 

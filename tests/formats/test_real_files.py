@@ -68,7 +68,7 @@ def test_storages_keep_the_tag_of_the_device_they_were_saved_from(real_checkpoin
 def test_a_checkpoint_of_classes_that_are_not_installed_opens(real_checkpoint):
     source = open_source(found(real_checkpoint, *FILES[8][:2]))
     source.close()
-    assert "omegaconf" in str(source.tree["hparams"])
+    assert source.tree["hparams"]["encoder"]["n_chan_layers"] == [40, 30, 30, 10, 3]
 
 
 def test_a_safetensors_file_has_the_values_that_safetensors_loads(real_checkpoint):

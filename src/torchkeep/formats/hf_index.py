@@ -3,46 +3,33 @@
 from __future__ import annotations
 
 import json
-import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from torchkeep.errors import CheckpointError, CorruptError, FormatError, LimitError
+from torchkeep.errors import CheckpointError, CorruptError, LimitError
+from torchkeep.formats.folder_members import why_not_a_member
 from torchkeep.formats.regular_file import READ_AGAIN, RegularFile
 from torchkeep.tensors import Source, TensorSpec
 
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_SHARDS = 10_000
 _MAX_FAULTS = 20
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
+SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 OpenFile = Callable[[RegularFile], Source]
 
 
-def open_folder(folder: Path, open_file: OpenFile) -> Source:
-    """Open the checkpoint in a folder: its index, else its one file.
-
-    Raises:
-        FormatError: There is neither, or more than one and none of the usual name.
-    """
-    names = {entry.name for entry in folder.iterdir()}
+def open_weights(folder: Path, names: Collection[str], open_file: OpenFile) -> Source | None:
+    """Open the weights in a folder of those names: an index, else one file; None where neither can be told."""
     indexes = sorted(name for name in names if name.endswith(".safetensors.index.json"))
     files = sorted(name for name in names if name.endswith(".safetensors"))
     for name in (*(known for known in _INDEXES if known in names), *(indexes if len(indexes) == 1 else ())):
         return HuggingFaceIndex(RegularFile(folder / name), open_file)
-    for name in (*(known for known in _SINGLE if known in names), *(files if len(files) == 1 else ())):
+    for name in (*(known for known in SINGLE if known in names), *(files if len(files) == 1 else ())):
         return open_file(RegularFile(folder / name))
-    raise FormatError(
-        "the folder holds no checkpoint that is known, or several",
-        where=folder,
-        faults=[
-            f"looked for {name}"
-            for name in ("checkpoint.json", "*.safetensors.index.json", "one *.safetensors", *_SINGLE)
-        ],
-        remedy=f"name one of its files: {', '.join((indexes + files)[:5])}" if files else "name a checkpoint file",
-    )
+    return None
 
 
 class HuggingFaceIndex:
@@ -90,7 +77,7 @@ class HuggingFaceIndex:
         faults: list[str] = []
         held: dict[str, Mapping[object, object]] = {}
         for name in dict.fromkeys(weight_map.values()):
-            fault = _why_not_a_shard(folder, name)
+            fault = why_not_a_member(folder, name)
             if fault is None:
                 try:
                     self._shards[name] = open_file(RegularFile(folder / name))
@@ -125,29 +112,6 @@ def _not_in_index(weight_map: Mapping[str, str], held: Mapping[str, Mapping[obje
         for tensor in tensors:
             if not isinstance(tensor, str) or weight_map.get(tensor) != name:
                 yield f"{str(tensor)[:80]!r} in {name!r} is not in the index"
-
-
-def _why_not_a_shard(folder: Path, name: str) -> str | None:
-    if not name or name in {".", ".."} or any(part in name for part in "/\\:\0"):
-        return "not the name of a file beside the index"
-    path = folder / name
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):
-        return "not there"
-    if not stat.S_ISREG(mode):
-        return "not a regular file"
-    if path.is_symlink() and not _stays_near(folder, path):
-        return "a link that leads out of the folder"
-    return None
-
-
-def _stays_near(folder: Path, path: Path) -> bool:
-    """Whether a link ends in its folder, or in the ``blobs`` of the hub's cache: models--x/snapshots/revision."""
-    target, here = path.resolve(), folder.resolve()
-    if here.parent.name == "snapshots" and target.parent == here.parent.parent / "blobs":
-        return True
-    return target.is_relative_to(here)
 
 
 def _read_index(index: RegularFile) -> tuple[dict[str, str], Mapping[str, object]]:

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from torchkeep.errors import FormatError
-from torchkeep.formats.hf_index import HuggingFaceIndex, open_folder
+from torchkeep.formats.folders import open_folder
+from torchkeep.formats.hf_index import HuggingFaceIndex
 from torchkeep.formats.regular_file import RegularFile
 from torchkeep.formats.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
 from torchkeep.formats.torch_legacy import TorchLegacy, begins_as_legacy
@@ -41,7 +42,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     """Open a checkpoint of any known format but our own, lazily: its tree is there, and no tensor has been read.
 
     Nothing of the file is ever run or imported. The formats are torch's zip and legacy streams (with TorchScript
-    archives), safetensors, and Hugging Face folders and indexes.
+    archives), safetensors, Hugging Face folders and indexes, folders of ``torch.distributed.checkpoint``, checkpoints
+    of the Hugging Face Trainer and of Accelerate, and the model states of DeepSpeed.
 
     Raises:
         NotFoundError: Nothing is at the path.
@@ -79,20 +81,20 @@ def _open_file(file: RegularFile) -> Source:
         raise
 
 
-def _open_shard(file: RegularFile) -> Source:
+def _open_shard(file: RegularFile, name: str = "") -> Source:
     # A shard is a file of tensors and never another index, which could name itself.
     try:
-        return _source_of(file, file.read(0, min(_SNIFFED_BYTES, file.size)))
+        return _source_of(file, file.read(0, min(_SNIFFED_BYTES, file.size)), name)
     except BaseException:
         file.close()
         raise
 
 
-def _source_of(file: RegularFile, head: bytes) -> Source:
+def _source_of(file: RegularFile, head: bytes, name: str = "") -> Source:
     if head.startswith(b"PK\3\4"):
-        return TorchZip(file)
+        return TorchZip(file, name)
     if head.startswith((b"\x80", _TEXT_MAGIC)) and begins_as_legacy(file):
-        return TorchLegacy(file)
+        return TorchLegacy(file, name)
     if _begins_as_safetensors(head, file.size):
         return SafetensorsFile(file)
     what, remedy = _describe(head)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 
 from torchkeep.errors import UnsafeError
-from torchkeep.formats import pickle_numpy
+from torchkeep.formats import pickle_configs, pickle_numpy
 from torchkeep.formats.faults import MalformedError
 from torchkeep.formats.pickle_machine import Global, check_key, set_described_state
 from torchkeep.tensors import Described
@@ -342,7 +342,7 @@ CONSTRUCTORS: Mapping[str, Constructor] = {
     "collections.deque": _deque,
     "builtins.list": _list,
     "builtins.tuple": lambda values=(): tuple(_list(values)),
-    "builtins.dict": lambda pairs=(): dict(_ordered_dict(pairs)),
+    **dict.fromkeys(["builtins.dict", *pickle_configs.DICT_CLASSES], lambda pairs=(): dict(_ordered_dict(pairs))),
     "builtins.set": lambda values=(): set(_keys(values)),
     "builtins.frozenset": lambda values=(): frozenset(_keys(values)),
     "builtins.bytes": _bytes,
@@ -369,4 +369,4 @@ CONSTRUCTORS: Mapping[str, Constructor] = {
     **pickle_numpy.CONSTRUCTORS,
 }
 # Values that pickle makes empty and then fills: they stay a description until their state is there.
-FINISHERS: Mapping[str, Finisher] = {"uuid.UUID": _uuid, **pickle_numpy.FINISHERS}
+FINISHERS: Mapping[str, Finisher] = {"uuid.UUID": _uuid, **pickle_numpy.FINISHERS, **pickle_configs.FINISHERS}

@@ -19,6 +19,11 @@ READ_AGAIN = "copy or download the file again and compare its size with the orig
 class RegularFile:
     """One regular file, opened without following it anywhere that blocks.
 
+    Attributes:
+        path: Where it is.
+        size: Its bytes when it was opened.
+        version: Size and time of the last change: equal for files with the same bytes.
+
     Raises:
         NotFoundError: Nothing is at the path.
         FormatError: It is a folder, a pipe, a socket or a device.
@@ -30,7 +35,7 @@ class RegularFile:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         opened = os.fstat(self._descriptor)
         self.size = opened.st_size
-        self._modified_ns = opened.st_mtime_ns
+        self.version = (opened.st_size, opened.st_mtime_ns)
         if not stat.S_ISREG(opened.st_mode):
             self.close()
             _require_regular(path, opened.st_mode)
@@ -63,16 +68,49 @@ class RegularFile:
                 raise CorruptError(f"the file ends {len(rest):,} bytes too early", where=self.path, remedy=READ_AGAIN)
             rest, at = rest[count:], at + count
         now = os.fstat(self._descriptor)
-        if (now.st_size, now.st_mtime_ns) != (self.size, self._modified_ns):
+        if (now.st_size, now.st_mtime_ns) != self.version:
             raise CorruptError(
                 "the file was changed while it was read", where=self.path, remedy="open it again when it is complete"
             )
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            self.close()
 
     def close(self) -> None:
         """Let go of the file; harmless when called twice."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+class FilePart(RegularFile):
+    """A range of an open file, read as if it were a file of its own; it is closed with the whole."""
+
+    def __init__(self, whole: RegularFile, begin: int, end: int) -> None:
+        self.path = whole.path
+        self.size = end - begin
+        self.version = whole.version
+        self._whole = whole
+        self._begin = begin
+
+    def read_into(self, begin: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes that stand at `begin` of the part.
+
+        Raises:
+            CorruptError: The part or the file is shorter than that, or the file was changed since it was opened.
+            NotFoundError: It was closed.
+        """
+        if not 0 <= begin <= self.size - buffer.nbytes:
+            raise CorruptError(
+                f"bytes {begin:,} to {begin + buffer.nbytes:,} are wanted and the part has {self.size:,}",
+                where=self.path,
+                remedy=READ_AGAIN,
+            )
+        self._whole.read_into(self._begin + begin, buffer)
+
+    def close(self) -> None:
+        """Leave the file to whoever opened it."""
 
 
 class ByteStream:

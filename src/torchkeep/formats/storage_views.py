@@ -30,6 +30,7 @@ class StorageView:
         stride: Steps in elements, none negative.
         conjugated: The imaginary parts are stored with the other sign.
         negated: The values are stored with the other sign.
+        file: Which of several files of one source the storage is in; empty where there is one.
     """
 
     storage: str
@@ -39,6 +40,7 @@ class StorageView:
     stride: tuple[int, ...]
     conjugated: bool = False
     negated: bool = False
+    file: str = ""
 
     @property
     def item_bytes(self) -> int:

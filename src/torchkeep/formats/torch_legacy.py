@@ -32,6 +32,10 @@ class TorchLegacy:
 
     Storages of this form have no checksum: a flipped bit in one cannot be found.
 
+    Args:
+        file: The file, which the source closes.
+        name: What the keys of its tensors say of the file, where a source has several.
+
     Raises:
         CorruptError: A pickle is damaged, or the file is shorter than its storages.
         FormatError: It is of a protocol that torch never published.
@@ -41,7 +45,7 @@ class TorchLegacy:
 
     format = "torch-legacy"
 
-    def __init__(self, file: RegularFile) -> None:
+    def __init__(self, file: RegularFile, name: str = "") -> None:
         self._file = file
         self.path: Path = file.path
         self._declared: dict[str, _Declared] = {}
@@ -54,7 +58,7 @@ class TorchLegacy:
                 "a legacy torch file of an unknown protocol", where=self.path, remedy="save it again with torch"
             )
         self._system = self._load(stream, plain, "system information")
-        self.tree = self._load(stream, TorchVocabulary(self), "object")
+        self.tree = self._load(stream, TorchVocabulary(self, name), "object")
         keys = self._load(stream, plain, "storage keys")
         self._begins, self._end = self._place(keys, stream.position)
         self._refuse_hidden_archive()

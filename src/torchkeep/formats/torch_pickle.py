@@ -72,8 +72,9 @@ class TorchVocabulary(PlainVocabulary):
         MalformedError: A tensor reaches outside of its storage, or its call is not of a form that torch writes.
     """
 
-    def __init__(self, storages: StorageTable) -> None:
+    def __init__(self, storages: StorageTable, file: str = "") -> None:
         self._storages = storages
+        self._file = file
 
     def name(self, module: str, name: str) -> Global:
         """The global of that name; ``torch.float32`` is ``Described("torch.dtype", ("float32",))``."""
@@ -151,7 +152,7 @@ class TorchVocabulary(PlainVocabulary):
             raise MalformedError(f"a part of storage {storage.storage} is not aligned to {dtype}")
         flags = metadata if isinstance(metadata, dict) else {}
         view = StorageView(
-            storage.storage, dtype, offset, shape, steps, bool(flags.get("conj")), bool(flags.get("neg"))
+            storage.storage, dtype, offset, shape, steps, bool(flags.get("conj")), bool(flags.get("neg")), self._file
         )
         if view.end_bytes > held_bytes:
             raise MalformedError(

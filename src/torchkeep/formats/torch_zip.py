@@ -23,6 +23,10 @@ _PIECE_BYTES = 1 << 20
 class TorchZip:
     """A `Source` of one torch zip file; opening reads the directory and the pickle, and no tensor.
 
+    Args:
+        file: The file, which the source closes.
+        name: What the keys of its tensors say of the file, where a source has several.
+
     Raises:
         CorruptError: The archive or its pickle is damaged, or a storage is absent or of another size.
         FormatError: It holds no ``data.pkl``, or was written by a format version after 10.
@@ -32,7 +36,7 @@ class TorchZip:
 
     format = "torch-zip"
 
-    def __init__(self, file: RegularFile) -> None:
+    def __init__(self, file: RegularFile, name: str = "") -> None:
         self._file = file
         self.path: Path = file.path
         self._members = read_directory(file)
@@ -44,11 +48,16 @@ class TorchZip:
         self._inflated: tuple[str, bytes] = ("", b"")
         content = read_member(file, self._members[f"{self._folder}data.pkl"])
         stream = ByteStream(lambda begin, end: content[begin:end], 0, len(content))
-        self.tree = PickleMachine(stream, TorchVocabulary(self), self.path, "data.pkl").load()
+        self.tree = PickleMachine(stream, TorchVocabulary(self, name), self.path, "data.pkl").load()
         if stream.remaining:
             raise CorruptError(
                 f"data.pkl goes on for {stream.remaining:,} bytes behind its end", where=self.path, remedy=READ_AGAIN
             )
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether a part of it is deflated, which ``torch.save`` never does."""
+        return any(member.method != STORED for member in self._members.values())
 
     @property
     def metadata(self) -> Mapping[str, object]:

@@ -222,8 +222,8 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:  # noqa: A001 - the verb p
     """Open any checkpoint to look inside: nothing of it is run, and no tensor is read until it is asked for.
 
     Args:
-        path: A torchkeep folder or file, a torch file of either container, a safetensors file, a Hugging Face folder
-            or index. The bytes decide, not the name.
+        path: A torchkeep folder or file, a torch file of either container, a safetensors file; a folder of
+            Hugging Face, torch DCP, DeepSpeed, Accelerate or the Trainer. The bytes decide, not the name.
 
     Raises:
         NotFoundError: There is nothing at the path.

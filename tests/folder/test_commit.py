@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +154,30 @@ def test_a_save_that_began_first_and_ends_last_gives_way(tmp_path):
     assert names_in(tmp_path) == ["ckpt"]
 
 
+def test_many_writers_of_one_path_leave_one_whole_checkpoint_and_nothing_else(tmp_path):
+    unexpected = []
+
+    def write(writer: int) -> None:
+        for turn in range(25):
+            try:
+                tk.save({"version": writer * 100 + turn, "w": torch.full((50,), writer)}, tmp_path / "ckpt")
+            except ConflictError:
+                pass
+            except CheckpointError as error:
+                unexpected.append(str(error))
+
+    writers = [threading.Thread(target=write, args=(writer,)) for writer in range(6)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert unexpected == []
+    state = tk.load(tmp_path / "ckpt")
+    assert state["w"][0] == state["version"] // 100
+    save(tmp_path / "ckpt", 2)
+    assert names_in(tmp_path) == ["ckpt"]
+
+
 def test_something_that_comes_while_a_save_is_written_is_left_as_it_is(tmp_path):
     staged = stage(tmp_path / "ckpt", draft_of({"version": 1}), None, None, 1)
     somebodys_folder(tmp_path / "ckpt")
@@ -285,24 +310,30 @@ def _refuse(*_: object) -> None:
 @pytest.mark.parametrize("exchange", [True, False])
 def test_another_writers_cleaning_takes_nothing_from_a_replacement_under_way(exchange, tmp_path, monkeypatch):
     path = save(tmp_path / "ckpt")
-    renameat2, fsync_path, cleaned = commit._renameat2, commit.fsync_path, []
+    renameat2, fsync_path, cleaned, cleaners = commit._renameat2, commit.fsync_path, [], []
+
+    def clean(when: str) -> None:
+        cleaned.append(when)
+        cleaners.append(threading.Thread(target=recover, args=(tmp_path,)))
+        cleaners[-1].start()
+        time.sleep(0.05)  # a cleaner that does not wait for the writer would be through by then
 
     def rename_then_clean(old: Path, new: Path, flag: int) -> int:
         error = renameat2(old, new, flag) if exchange else errno.ENOSYS
         if flag == 2 and not error:
-            cleaned.append("after the exchange")
-            recover(tmp_path)
+            clean("after the exchange")
         return error
 
     def flush_then_clean(folder: Path) -> None:
         fsync_path(folder)
         if path.exists() and folder == tmp_path and "before the removal" not in cleaned:
-            cleaned.append("before the removal")
-            recover(tmp_path)
+            clean("before the removal")
 
     monkeypatch.setattr(commit, "_renameat2", rename_then_clean)
     monkeypatch.setattr(commit, "fsync_path", flush_then_clean)
     save(path, 2)
+    for cleaner in cleaners:
+        cleaner.join()
     assert version_at(path) == 2
     assert names_in(tmp_path) == ["ckpt"]
     assert cleaned == ["after the exchange"] * exchange + ["before the removal"]

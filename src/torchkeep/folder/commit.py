@@ -15,6 +15,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from torchkeep.folder.record import CONTENT_NAME, FILE_NAME, RECORD_BEGIN, RECOR
 STAGING, ASIDE, TRASH, DAMAGED = ".staging-", ".aside-", ".trash-", ".damaged-"
 _LEFTOVER = re.compile(r"\.(staging|trash)-[0-9a-f]{16}|\.aside-[0-9a-f]{16}-.+", re.DOTALL)
 _AT_FDCWD, _RENAME_NOREPLACE, _RENAME_EXCHANGE = -100, 1, 2
+_LONGEST_WAIT_SECONDS = 60.0
 _NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY}
 
 
@@ -170,26 +172,28 @@ def commit(staging: Staging, target: Path, record: Record, replaces: str | None)
         ConflictError: At `target` is something that torchkeep did not write, or a newer save. It is as before.
     """
     fsync_path(staging.path)
-    with suppress(OSError):
-        target.rmdir()  # an empty folder is nobody's data
-    if _rename(staging.path, target, _RENAME_NOREPLACE):
-        _flush_parent(target)
-    else:
-        with _locked(target):
+    with _alone_in(target.parent):
+        with suppress(OSError):
+            target.rmdir()  # an empty folder is nobody's data
+        if _rename(staging.path, target, _RENAME_NOREPLACE):
+            _flush_parent(target)
+        else:
             _replace(staging.path, target, record, replaces)
     staging.discard()
 
 
 @contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Hold the lock of a checkpoint that is replaced: under its staging name no cleaner may take it for abandoned."""
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let one writer at a time look at a folder and rename in it; cleaners take the same lock (`flock` on the folder).
+
+    It is held for a few calls and dies with the process. Where locks do not work, or somebody keeps it for a minute,
+    things go on without: a rename is still atomic, and only the order of several writers is open.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        yield  # it went away, or is nobody's to open: what follows finds out
-        return
-    try:
-        _lock(descriptor)
+        deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
+        while _lock(descriptor) is False and time.monotonic() < deadline:
+            time.sleep(0.005)
         yield
     finally:
         os.close(descriptor)
@@ -199,7 +203,7 @@ def _replace(staged: Path, target: Path, record: Record, replaces: str | None) -
     _refuse_newer_folder(target, target, record, replaces)
     if _rename(staged, target, _RENAME_EXCHANGE):
         try:
-            _refuse_newer_folder(staged, target, record, replaces)  # it may have changed since the first look
+            _refuse_newer_folder(staged, target, record, replaces)  # somebody else may have put a folder there
         except ConflictError:
             _rename(staged, target, _RENAME_EXCHANGE)
             raise
@@ -342,13 +346,14 @@ def publish_file(
     Raises:
         ConflictError: Something else, or a newer save, is there; it is as before.
     """
-    if not _rename(staged, target, _RENAME_NOREPLACE):
-        there = identify(target) if target.is_file() else None
-        if there is None:
-            raise _in_the_way("folder" if target.is_dir() else "file", target)
-        _refuse_newer(there, saved.saved_at_ns, replaces, target)
-        staged.replace(target)
-    _flush_parent(target)
+    with _alone_in(target.parent):
+        if not _rename(staged, target, _RENAME_NOREPLACE):
+            there = identify(target) if target.is_file() else None
+            if there is None:
+                raise _in_the_way("folder" if target.is_dir() else "file", target)
+            _refuse_newer(there, saved.saved_at_ns, replaces, target)
+            staged.replace(target)
+        _flush_parent(target)
 
 
 def remove(folder: Path) -> None:
@@ -410,18 +415,22 @@ def recover(parent: Path) -> None:
 
     What cannot be removed stays for a person.
     """
-    for path in sorted(parent.iterdir()):
-        if not _LEFTOVER.fullmatch(path.name) or path.is_symlink():
-            continue
-        if path.name.startswith(ASIDE) and not os.path.lexists(_final_name(path)):
-            _rename(path, _final_name(path), _RENAME_NOREPLACE)
-            fsync_path(parent)
-            continue
-        with suppress(OSError, ConflictError):  # what cannot be removed must not keep anybody from saving
-            if path.name.startswith(STAGING):
-                _delete_if_abandoned(path)
-            else:
-                remove(path)
+    with _alone_in(parent):
+        for path in sorted(parent.iterdir()):
+            if _LEFTOVER.fullmatch(path.name) and not path.is_symlink():
+                _recover_one(path)
+
+
+def _recover_one(path: Path) -> None:
+    if path.name.startswith(ASIDE) and not os.path.lexists(_final_name(path)):
+        _rename(path, _final_name(path), _RENAME_NOREPLACE)
+        fsync_path(path.parent)
+        return
+    with suppress(OSError, ConflictError):  # what cannot be removed must not keep anybody from saving
+        if path.name.startswith(STAGING):
+            _delete_if_abandoned(path)
+        else:
+            remove(path)
 
 
 def _delete_if_abandoned(staging: Path) -> None:

@@ -8,15 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
-from torchkeep.live.modules import CheckpointNames, named_modules, named_parameters
+from torchkeep.live.modules import CheckpointNames, StandStill, named_modules, named_parameters, stands_still
 from torchkeep.planning.rules import matches
-
-
-class _StandStill:
-    """A forward pre-hook that keeps a batch norm in evaluation mode, whatever ``model.train()`` says."""
-
-    def __call__(self, module: nn.Module, _inputs: object) -> None:
-        module.training = False
 
 
 def freeze(model: nn.Module, *names: str, batch_norm: bool = False) -> tuple[str, ...]:
@@ -45,8 +38,8 @@ def freeze(model: nn.Module, *names: str, batch_norm: bool = False) -> tuple[str
     if batch_norm:
         for norm in _batch_norms_named(model, names):
             norm.eval()
-            if not any(isinstance(hook, _StandStill) for hook in norm._forward_pre_hooks.values()):  # noqa: SLF001 - hooks have no public list
-                norm.register_forward_pre_hook(_StandStill())
+            if not stands_still(norm):
+                norm.register_forward_pre_hook(StandStill())
     return tuple(frozen)
 
 
@@ -74,7 +67,7 @@ def unfreeze(model: nn.Module, *names: str) -> tuple[str, ...]:
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     for norm in _batch_norms_named(model, names):
         hooks = norm._forward_pre_hooks  # noqa: SLF001 - hooks have no public list
-        for key in [key for key, hook in hooks.items() if isinstance(hook, _StandStill)]:
+        for key in [key for key, hook in hooks.items() if isinstance(hook, StandStill)]:
             del hooks[key]
             norm.train(model.training)
     return tuple(named)

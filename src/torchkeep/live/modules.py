@@ -75,12 +75,27 @@ def named_state(module: nn.Module) -> Mapping[str, object]:
     return renamed
 
 
+class StandStill:
+    """A forward pre-hook that keeps a batch norm in evaluation mode, whatever ``model.train()`` says."""
+
+    def __call__(self, module: nn.Module, _inputs: object) -> None:
+        """Before each forward pass."""
+        module.training = False
+
+
+def stands_still(module: nn.Module) -> bool:
+    """Whether a batch norm is kept in evaluation mode."""
+    return any(isinstance(hook, StandStill) for hook in module._forward_pre_hooks.values())  # noqa: SLF001 - hooks have no public list
+
+
 def module_facts(module: nn.Module) -> dict[str, object]:
     """What is recorded beside the tensors: class, parameters that do not train, submodules in evaluation mode."""
     return {
         "class": class_path(unwrap(module)),
         "frozen": [name for name, parameter in named_parameters(module) if not parameter.requires_grad],
-        "eval": list(dict.fromkeys(name for name, child in named_modules(module) if not child.training)),
+        "eval": list(
+            dict.fromkeys(name for name, child in named_modules(module) if not child.training or stands_still(child))
+        ),
     }
 
 

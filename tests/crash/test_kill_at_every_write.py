@@ -30,7 +30,7 @@ from tests.crash.victim import (
 )
 
 import torchkeep as tk
-from torchkeep.folder.commit import recover
+from torchkeep.folder.recovery import recover
 
 # A name that an architecture does not have is passed over for its question mark.
 CHANGES = ",".join(

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import torchkeep as tk
-from torchkeep.folder import commit
+from torchkeep.folder import renames
 
 FROZEN = {"weight": torch.arange(600.0).reshape(20, 30), "bias": torch.arange(20.0)}
 
@@ -72,7 +72,7 @@ def until_background(_gate: Callable[[], None]) -> None:
 
 def without_exchange(_gate: Callable[[], None]) -> None:
     """Watch a save on a file system that does not know `renameat2`."""
-    commit._renameat2 = lambda *_: errno.ENOSYS
+    renames._renameat2 = lambda *_: errno.ENOSYS
 
 
 WATCHES = {

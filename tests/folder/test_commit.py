@@ -19,10 +19,13 @@ import torch
 
 import torchkeep as tk
 from torchkeep.errors import CheckpointError, ConflictError, CorruptError, NotFoundError
-from torchkeep.folder import commit
-from torchkeep.folder.commit import Staging, identity_at, read_record, recover, remove
+from torchkeep.folder import commit, recovery, removal, renames
+from torchkeep.folder.committed import identity_at, read_record
 from torchkeep.folder.record import RECORD_NAME
+from torchkeep.folder.recovery import recover
+from torchkeep.folder.removal import remove
 from torchkeep.folder.single_file import save_file
+from torchkeep.folder.staging import Staging
 from torchkeep.folder.write import DraftTensor, finish, save_folder, stage
 from torchkeep.tensors import TensorSpec
 from torchkeep.verbs.saving import draft_of
@@ -256,7 +259,7 @@ def test_a_checkpoint_is_committed_when_its_record_is_whole(tmp_path):
 HOLD_STAGING = """
 import sys
 from pathlib import Path
-from torchkeep.folder.commit import Staging
+from torchkeep.folder.staging import Staging
 staging = Staging(Path(sys.argv[1]), as_file=sys.argv[2] == "file")
 if sys.argv[2] == "folder":
     (staging.path / "model.safetensors").write_bytes(b"half")
@@ -299,7 +302,8 @@ def test_only_leftovers_are_cleaned(tmp_path):
 def test_what_cannot_be_cleaned_keeps_nobody_from_saving(tmp_path, monkeypatch):
     (tmp_path / ".trash-0123456789abcdef").mkdir()
     (tmp_path / ".staging-0123456789abcdef").mkdir()
-    monkeypatch.setattr(commit, "_delete", _refuse)
+    for module in (recovery, removal):
+        monkeypatch.setattr(module, "delete_tree", _refuse)
     save(tmp_path / "ckpt")
     assert version_at(tmp_path / "ckpt") == 1
 
@@ -311,7 +315,7 @@ def _refuse(*_: object) -> None:
 @pytest.mark.parametrize("exchange", [True, False])
 def test_another_writers_cleaning_takes_nothing_from_a_replacement_under_way(exchange, tmp_path, monkeypatch):
     path = save(tmp_path / "ckpt")
-    renameat2, fsync_path, cleaned, cleaners = commit._renameat2, commit.fsync_path, [], []
+    renameat2, fsync_path, cleaned, cleaners = renames._renameat2, commit.fsync_path, [], []
 
     def clean(when: str) -> None:
         cleaned.append(when)
@@ -330,7 +334,7 @@ def test_another_writers_cleaning_takes_nothing_from_a_replacement_under_way(exc
         if path.exists() and folder == tmp_path and "before the removal" not in cleaned:
             clean("before the removal")
 
-    monkeypatch.setattr(commit, "_renameat2", rename_then_clean)
+    monkeypatch.setattr(renames, "_renameat2", rename_then_clean)
     monkeypatch.setattr(commit, "fsync_path", flush_then_clean)
     save(path, 2)
     for cleaner in cleaners:
@@ -346,9 +350,9 @@ def test_another_writers_cleaning_takes_nothing_from_a_replacement_under_way(exc
 @pytest.fixture
 def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """Act like a file system that knows `RENAME_NOREPLACE` but not `RENAME_EXCHANGE`."""
-    renameat2 = commit._renameat2
+    renameat2 = renames._renameat2
     monkeypatch.setattr(
-        commit, "_renameat2", lambda old, new, flag: errno.EINVAL if flag == 2 else renameat2(old, new, flag)
+        renames, "_renameat2", lambda old, new, flag: errno.EINVAL if flag == 2 else renameat2(old, new, flag)
     )
 
 
@@ -513,13 +517,13 @@ def test_a_full_disk_fails_one_save_of_a_run_and_the_next_one_with_room_succeeds
 
 def test_removal_takes_the_name_first_then_the_record_then_the_rest(tmp_path, monkeypatch):
     path, seen = save(tmp_path / "ckpt"), []
-    delete: Callable[[Path], None] = commit._delete
+    delete: Callable[[Path], None] = removal.delete_tree
 
     def look(trash: Path) -> None:
         seen.append((trash.name[:7], (trash / RECORD_NAME).exists(), path.exists()))
         delete(trash)
 
-    monkeypatch.setattr(commit, "_delete", look)
+    monkeypatch.setattr(removal, "delete_tree", look)
     remove(path)
     assert seen == [(".trash-", False, False)]
     assert names_in(tmp_path) == []

@@ -12,7 +12,7 @@ from typing import cast
 import xxhash
 
 from torchkeep.errors import CorruptError, NotFoundError
-from torchkeep.folder.commit import read_record
+from torchkeep.folder.committed import read_record
 from torchkeep.folder.digests import PIECE_BYTES, chunk_ranges, digest_of
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.record import Record, StoredTensor, decode_record

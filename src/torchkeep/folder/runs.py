@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchkeep.errors import CheckpointError, CorruptError, FormatError, NotFoundError
-from torchkeep.folder.commit import read_record
+from torchkeep.folder.committed import read_record
 from torchkeep.folder.record import FILE_NAME, RECORD_NAME, Record
 from torchkeep.folder.values import decode_plain
 
 STEP_LIMIT = 10**18
+DAMAGED = ".damaged-"  # set aside by a resume
 _STEP_NAME = re.compile(r"step-(\d{8,18})")
 
 

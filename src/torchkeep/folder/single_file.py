@@ -7,12 +7,16 @@ import os
 from pathlib import Path
 
 from torchkeep.errors import CheckpointError, CorruptError
-from torchkeep.folder.commit import Identity, Staging, make_parents, publish_file, recover
+from torchkeep.folder.commit import publish_file
+from torchkeep.folder.committed import Identity
 from torchkeep.folder.digests import chunk_digests
+from torchkeep.folder.durable import make_parents
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import RECORD_KEY, single_file_header
 from torchkeep.folder.record import Record, StoredTensor, decode_record, encode_record
+from torchkeep.folder.recovery import recover
 from torchkeep.folder.shards import file_order, single_file_names
+from torchkeep.folder.staging import Staging
 from torchkeep.folder.write import Draft, DraftTensor, Saved, refused, write_data
 
 MAX_HEADER_BYTES = 100_000_000  # what safetensors readers accept

@@ -15,13 +15,16 @@ from pathlib import Path
 import xxhash
 
 from torchkeep.errors import CheckpointError, CorruptError
-from torchkeep.folder.commit import Staging, commit, fsync_path, identity_at, make_parents, write_durably
+from torchkeep.folder.commit import commit
+from torchkeep.folder.committed import identity_at
 from torchkeep.folder.digests import PIECE_BYTES, chunk_digests, chunk_ranges, digest_of, shard_digest
+from torchkeep.folder.durable import fsync_path, make_parents, write_durably
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.partition import Member, ParentShard, PlannedShard, partition
 from torchkeep.folder.read import digests_of_file
 from torchkeep.folder.record import RECORD_NAME, Entry, Node, Record, Shard, StoredTensor, encode_record
 from torchkeep.folder.shards import file_order, header_of, index_of, stems_of
+from torchkeep.folder.staging import Staging
 from torchkeep.tensors import TensorSpec
 
 Name = tuple[str, str]  # group, tensor

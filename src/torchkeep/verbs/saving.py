@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchkeep.errors import CorruptError, FormatError, NotFoundError
-from torchkeep.folder.commit import read_record, recover, refuse_foreign, refuse_inside_checkpoint
+from torchkeep.folder.committed import read_record
 from torchkeep.folder.parallel import default_threads
 from torchkeep.folder.record import Node, Record
+from torchkeep.folder.recovery import recover
+from torchkeep.folder.refusals import refuse_foreign, refuse_inside_checkpoint
 from torchkeep.folder.runs import STEP_LIMIT
 from torchkeep.folder.single_file import save_file
 from torchkeep.folder.values import encode

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torchkeep import formats
 from torchkeep.errors import CheckpointError, CorruptError, FormatError, NotFoundError
-from torchkeep.folder.commit import restore_aside
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import RECORD_KEY, FolderSource, open_file, open_folder
 from torchkeep.folder.record import CONTENT_NAME, RECORD_BEGIN, RECORD_NAME
+from torchkeep.folder.recovery import restore_aside
 from torchkeep.folder.runs import is_step_name, read_run
 from torchkeep.tensors import Source, TensorSpec
 

@@ -1,0 +1,54 @@
+"""When a checkpoint exists: `read_record` is the one definition. Also what its record says it is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from torchkeep.errors import CorruptError, FormatError, NotFoundError
+from torchkeep.folder.record import RECORD_NAME, Record, decode_record
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a committed checkpoint: a folder is one exactly when this returns.
+
+    Raises:
+        NotFoundError: There is no such folder, or no record in it.
+        CorruptError: The record is not whole by its own digest.
+        FormatError: It was written by a newer torchkeep.
+    """
+    path = folder / RECORD_NAME
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError("no torchkeep checkpoint here", where=folder) from error
+    except OSError as error:
+        if error.errno not in {errno.ELOOP, errno.ENXIO}:
+            raise
+        raise CorruptError("the record is not a plain file", where=path) from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CorruptError("the record is not a plain file", where=path)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read()
+    finally:
+        os.close(descriptor)
+    return decode_record(data, str(path))
+
+
+class Identity(NamedTuple):
+    """Which save a checkpoint is of, and when that began, in nanoseconds since 1970."""
+
+    id: str
+    saved_at_ns: int
+
+
+def identity_at(folder: Path) -> str | None:
+    """The id of the checkpoint at a path; None if there is none that can be read."""
+    try:
+        return read_record(folder).id
+    except (NotFoundError, CorruptError, FormatError):
+        return None

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: venv system-tools lint test demo clean
+.PHONY: venv system-tools lint test campaign demo clean
 
 venv: $(READY)
 
@@ -30,6 +30,11 @@ lint: venv
 
 test: venv system-tools lint
 	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
+
+# Minutes of it, and docs/reliability.md anew.
+campaign: venv system-tools
+	-$(INSTALL) --editable '.[fuzz]'
+	$(BIN)/python -m pytest -q --campaign -m campaign --numprocesses auto --dist worksteal tests
 
 demo: venv
 	$(BIN)/python examples/demo.py

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 from hypothesis import settings
+from tests.campaign import Campaign, Collector
 
 from real_checkpoints import DownloadError, fetch
 
@@ -21,6 +22,21 @@ IN_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
 settings.register_profile("here", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, database=None, print_blob=True)
 settings.load_profile("ci" if IN_CI else "here")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--campaign", action="store_true", help="full sizes, and write docs/reliability.md")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--campaign") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Collector())
+
+
+@pytest.fixture
+def campaign(request: pytest.FixtureRequest) -> Campaign:
+    """Give the sizes of this run, and a place for figures."""
+    return Campaign(request.config.getoption("--campaign"), request.node.user_properties)
 
 
 def absent(what: str) -> NoReturn:

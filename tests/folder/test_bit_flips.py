@@ -1,10 +1,14 @@
-"""Every byte of a checkpoint is covered: whatever is changed in one is found by `load` and by `verify`."""
+"""Every byte of a checkpoint is covered: whatever is changed in one is found by `load` and by `verify`.
+
+Bits are drawn so that each is as likely as any other, in any file of the checkpoint. A flipped one is found when `load`
+and `verify` both refuse it; with it put back both take the checkpoint again.
+"""
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +18,6 @@ import torch
 import torchkeep as tk
 from torchkeep.errors import CorruptError, FormatError, LimitError, NotFoundError, UnsafeError
 
-FOLDER_FLIPS = 10_000
-FILE_FLIPS = 2_000
 LOAD_INTO_FLIPS = 200
 RECORD = "checkpoint.json"
 
@@ -139,14 +141,22 @@ def undetected(path: Path, files: list[Path], count: int, seed: int) -> list[tup
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("seed", range(4))
-def test_every_flipped_bit_of_a_folder_is_found_by_load_and_by_verify(folder, seed):
-    assert undetected(folder, files_of(folder), FOLDER_FLIPS // 4, seed) == []
+def test_every_flipped_bit_of_a_folder_is_found_by_load_and_by_verify(folder, seed, campaign):
+    count = campaign.size(2_500, 20_000)
+    missed = undetected(folder, files_of(folder), count, seed)
+    assert missed == []
+    campaign.report("a bit of a folder flipped", tried=count, undetected=len(missed))
 
 
 @pytest.mark.slow
-def test_every_flipped_bit_of_a_file_is_found_by_load_and_by_verify(file):
-    assert undetected(file, [file], FILE_FLIPS, seed=4) == []
+@pytest.mark.campaign
+def test_every_flipped_bit_of_a_file_is_found_by_load_and_by_verify(file, campaign):
+    count = campaign.size(2_000, 20_000)
+    missed = undetected(file, [file], count, seed=4)
+    assert missed == []
+    campaign.report("a bit of a single file flipped", tried=count, undetected=len(missed))
 
 
 def bits_undetected(file: Path, begin: int, end: int) -> list[tuple[int, int]]:
@@ -172,17 +182,37 @@ def test_every_bit_of_the_name_that_the_record_has_in_a_file_is_found(file):
     assert bits_undetected(file, name, name + len("torchkeep")) == []
 
 
-@pytest.mark.slow
-def test_every_truncation_of_the_record_is_found(folder):
-    record = folder / RECORD
-    data = record.read_bytes()
+def truncations_undetected(path: Path, file: Path, lengths: Iterable[int]) -> list[int]:
+    """Lengths to which a file can be cut, from the longest on, without `load` or `verify` seeing it."""
     kept = []
-    with changed(record, data):
-        for length in reversed(range(len(data))):
-            os.truncate(record, length)
-            if not is_refused(folder):
+    with changed(file, file.read_bytes()):
+        for length in sorted(lengths, reverse=True):
+            os.truncate(file, length)
+            if not is_refused(path):
                 kept.append(length)
+    assert tk.verify(path).ok
+    return kept
+
+
+@pytest.mark.slow
+@pytest.mark.campaign
+def test_every_truncation_of_the_record_is_found(folder, campaign):
+    lengths = range((folder / RECORD).stat().st_size)
+    kept = truncations_undetected(folder, folder / RECORD, lengths)
     assert kept == []
+    campaign.report("the record cut short, at every byte", tried=len(lengths), undetected=len(kept))
+
+
+@pytest.mark.campaign
+def test_every_truncation_of_any_file_is_found(folder, file, campaign):
+    tried = 0
+    drawn = random.Random(6)
+    for path, of in [*((folder, each) for each in files_of(folder)), (file, file)]:
+        size = of.stat().st_size
+        lengths = {0, 1, size - 1, *drawn.sample(range(size), min(size, campaign.size(20, 1_000)))}
+        assert truncations_undetected(path, of, lengths) == [], of.name
+        tried += len(lengths)
+    campaign.report("any file cut short", tried=tried, undetected=0)
 
 
 def test_every_file_that_is_absent_is_named(folder):

@@ -150,6 +150,17 @@ class Source(Protocol):
                 then hold some of them.
         """
 
+    def read_range_into(self, spec: TensorSpec, begin: int, buffer: memoryview) -> None:
+        """Read a part of a tensor's bytes, C order, native endian: those from `begin` on that fill `buffer`.
+
+        `begin` and the length are bytes of whole elements. Formats with checksums compare the whole that the part is
+        checked by first, once: what is read is what was written.
+
+        Raises:
+            CorruptError: As for `read_into`.
+            ValueError: The range is not of the tensor, or not of whole elements.
+        """
+
     def close(self) -> None:
         """Let go of open files; harmless when called twice."""
 
@@ -235,6 +246,13 @@ def tensors_of(tree: object) -> dict[str, TensorSpec]:
         if isinstance(leaf, TensorSpec):
             found[unused_name(name_of(path), found)] = leaf
     return found
+
+
+def check_range(spec: TensorSpec, begin: int, buffer: memoryview) -> None:
+    """Refuse a range that is not of a tensor's whole elements; see `Source.read_range_into`."""
+    bits = bits_of(spec.dtype)
+    if begin < 0 or begin + buffer.nbytes > spec.nbytes or begin * 8 % bits or buffer.nbytes * 8 % bits:
+        raise ValueError(f"bytes {begin:,} to {begin + buffer.nbytes:,} are not whole elements of {spec}")
 
 
 def unused_name(name: str, taken: Mapping[str, object]) -> str:

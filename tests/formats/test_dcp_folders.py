@@ -110,6 +110,19 @@ def test_shards_of_two_ranks_are_put_together(sharded, name, piece_bytes, monkey
     source.close()
 
 
+@pytest.mark.parametrize("name", whole_tensors())
+def test_any_range_of_a_tensor_is_put_together_from_the_shards_it_lies_in(sharded, name):
+    source = open_source(sharded)
+    spec, values = source.tree["model"][name], whole_tensors()[name].reshape(-1)
+    item_bytes = values.itemsize
+    for begin in range(values.numel()):
+        for end in range(begin, values.numel() + 1):
+            buffer = bytearray((end - begin) * item_bytes)
+            source.read_range_into(spec, begin * item_bytes, memoryview(buffer))
+            assert buffer == values[begin:end].clone().view(torch.uint8).numpy().tobytes()
+    source.close()
+
+
 def test_a_network_sharded_by_fsdp_loads_into_a_plain_one(sharded):
     trained = make_network()
     optimizer = torch.optim.AdamW(trained.parameters())

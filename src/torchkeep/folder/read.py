@@ -18,7 +18,7 @@ from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.record import Record, StoredTensor, decode_record
 from torchkeep.folder.shards import file_order, header_of, single_file_names
 from torchkeep.folder.values import decode
-from torchkeep.tensors import Described, TensorSpec
+from torchkeep.tensors import Described, TensorSpec, check_range
 
 RECORD_KEY = "torchkeep"  # of a single file's __metadata__
 
@@ -41,6 +41,7 @@ class FolderSource:
         self.record = record
         self._descriptors = dict(descriptors)
         self._data_begins = data_begins
+        self._checked: set[tuple[object, int]] = set()
         self.format = "torchkeep"
         try:
             self.tree = _tree_of(record, path)
@@ -59,6 +60,31 @@ class FolderSource:
         """Read one tensor and check its digests on the way; see `Source.read_into`."""
         group, name = cast("tuple[str, str]", spec.key)
         self._read(self.record.tensors[group][name], buffer, f"{group}.{name}")
+
+    def read_range_into(self, spec: TensorSpec, begin: int, buffer: memoryview) -> None:
+        """Read a part of a tensor; the chunks that it lies in are compared with their digests first, each once.
+
+        Raises:
+            CorruptError: A chunk differs from its digest.
+        """
+        check_range(spec, begin, buffer)
+        group, name = cast("tuple[str, str]", spec.key)
+        stored, flat = self.record.tensors[group][name], buffer.cast("B")
+        descriptor, data_begin = self._place_of(stored)
+        for (first, last), expected in zip(chunk_ranges(stored.nbytes), stored.chunks, strict=True):
+            low, high = max(first, begin), min(last, begin + flat.nbytes)
+            if low >= high:
+                continue
+            piece, is_whole = flat[low - begin : high - begin], (low, high) == (first, last)
+            fault = None
+            if is_whole or (spec.key, first) not in self._checked:
+                into = piece if is_whole else None
+                fault = _fault_of_chunk(descriptor, data_begin + first, last - first, expected, into)
+            if fault is None and not is_whole:
+                fault = _fill(descriptor, data_begin + low, piece)
+            if fault:
+                raise self._damaged_tensor(stored, f"{group}.{name}", _said(first, last, fault))
+            self._checked.add((spec.key, first))
 
     def check(self, specs: Iterable[TensorSpec], threads: int = 1) -> None:
         """Check the digests of some tensors without keeping their bytes.
@@ -93,14 +119,19 @@ class FolderSource:
         return None
 
     def _read(self, stored: StoredTensor, buffer: memoryview | None, name: str) -> None:
+        fault = read_checked(*self._place_of(stored), stored, buffer)
+        if fault:
+            raise self._damaged_tensor(stored, name, fault)
+
+    def _place_of(self, stored: StoredTensor) -> tuple[int, int]:
+        """The file of a tensor, and where in it its bytes begin."""
         descriptor = self._descriptors.get(stored.shard)
         if descriptor is None:
             raise NotFoundError("the checkpoint was closed", where=self.path)
-        begin = self._data_begins[stored.shard] + stored.begin
-        fault = read_checked(descriptor, begin, stored, buffer)
-        if fault:
-            file = stored.shard or self.path.name
-            raise CorruptError(f"{file}: {name}: {fault}", where=self.path, remedy=_REMEDY)
+        return descriptor, self._data_begins[stored.shard] + stored.begin
+
+    def _damaged_tensor(self, stored: StoredTensor, name: str, fault: str) -> CorruptError:
+        return CorruptError(f"{stored.shard or self.path.name}: {name}: {fault}", where=self.path, remedy=_REMEDY)
 
 
 _REMEDY = "use an older checkpoint, or copy this one again from where it came"
@@ -113,20 +144,41 @@ def _damaged(path: Path, faults: list[str]) -> CorruptError:
 
 def read_checked(descriptor: int, begin: int, stored: StoredTensor, buffer: memoryview | None) -> str | None:
     """Read a tensor's bytes, into `buffer` if there is one, and compare its digests; the fault, or None."""
-    scratch = memoryview(bytearray(min(PIECE_BYTES, stored.nbytes)) if buffer is None else b"")
     for (first, last), expected in zip(chunk_ranges(stored.nbytes), stored.chunks, strict=True):
-        state = xxhash.xxh3_128()
-        at = first
-        while at < last:
-            wanted = min(PIECE_BYTES, last - at)
-            piece = scratch[:wanted] if buffer is None else buffer[at : at + wanted]
-            count = os.preadv(descriptor, [piece], begin + at)
-            if count == 0:
-                return f"the file ends {last - at} bytes early"
-            state.update(piece[:count])
-            at += count
-        if state.hexdigest() != expected:
-            return f"bytes {first} to {last} differ from their digest"
+        into = None if buffer is None else buffer[first:last]
+        fault = _fault_of_chunk(descriptor, begin + first, last - first, expected, into)
+        if fault:
+            return _said(first, last, fault)
+    return None
+
+
+_DIFFER = "differ from their digest"
+
+
+def _said(first: int, last: int, fault: str) -> str:
+    return f"bytes {first} to {last} {fault}" if fault == _DIFFER else fault
+
+
+def _fault_of_chunk(descriptor: int, begin: int, nbytes: int, expected: str, buffer: memoryview | None) -> str | None:
+    """Read a chunk, into `buffer` if there is one, and compare its digest; the fault, or None."""
+    scratch = memoryview(bytearray(min(PIECE_BYTES, nbytes)) if buffer is None else b"")
+    state = xxhash.xxh3_128()
+    for at in range(0, nbytes, PIECE_BYTES):
+        wanted = min(PIECE_BYTES, nbytes - at)
+        piece = scratch[:wanted] if buffer is None else buffer[at : at + wanted]
+        fault = _fill(descriptor, begin + at, piece)
+        if fault:
+            return fault
+        state.update(piece)
+    return None if state.hexdigest() == expected else _DIFFER
+
+
+def _fill(descriptor: int, begin: int, buffer: memoryview) -> str | None:
+    while buffer:
+        count = os.preadv(descriptor, [buffer], begin)
+        if count == 0:
+            return f"the file ends {len(buffer)} bytes early"
+        buffer, begin = buffer[count:], begin + count
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torchkeep.formats.faults import ExcessError
@@ -29,6 +29,49 @@ class Box:
         if self.sizes[axis + 1 :] != shape[axis + 1 :]:
             return None
         return sum(offset * math.prod(shape[axis + 1 :]) for axis, offset in enumerate(self.offsets))
+
+    def within(self, other: Box) -> Box | None:
+        """The part of this block that lies in another one of the same tensor; None where there is none."""
+        offsets = tuple(map(max, self.offsets, other.offsets))
+        ends = map(min, self._ends(), other._ends())
+        sizes = tuple(end - at for at, end in zip(offsets, ends, strict=True))
+        return Box(offsets, sizes) if all(size > 0 for size in sizes) else None
+
+    def seen_from(self, other: Box) -> Box:
+        """This block with its place counted from where another one begins."""
+        return Box(tuple(at - begin for at, begin in zip(self.offsets, other.offsets, strict=True)), self.sizes)
+
+    def _ends(self) -> tuple[int, ...]:
+        return tuple(at + size for at, size in zip(self.offsets, self.sizes, strict=True))
+
+
+def boxes_of_range(shape: tuple[int, ...], begin: int, end: int) -> Iterator[Box]:
+    """The blocks that hold the elements from `begin` to `end` of a shape in C order, one after the other.
+
+    Example:
+        >>> [(box.offsets, box.sizes) for box in boxes_of_range((3, 4), 2, 9)]
+        [((0, 2), (1, 2)), ((1, 0), (1, 4)), ((2, 0), (1, 1))]
+    """
+    if begin >= end:
+        return
+    if not shape:
+        yield Box((), ())
+        return
+    row = math.prod(shape[1:])
+    (first, head), (last, tail) = divmod(begin, row), divmod(end, row)
+    if first == last:
+        yield from _in_row(first, boxes_of_range(shape[1:], head, tail))
+        return
+    if head:
+        yield from _in_row(first, boxes_of_range(shape[1:], head, row))
+        first += 1
+    if first < last:
+        yield Box((first, *(0,) * (len(shape) - 1)), (last - first, *shape[1:]))
+    yield from _in_row(last, boxes_of_range(shape[1:], 0, tail))
+
+
+def _in_row(row: int, boxes: Iterator[Box]) -> Iterator[Box]:
+    yield from (Box((row, *box.offsets), (1, *box.sizes)) for box in boxes)
 
 
 def why_not_whole(shape: tuple[int, ...], boxes: Sequence[Box]) -> str | None:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchkeep.errors import CheckpointError, CorruptError, FormatError, LimitError, NotFoundError
-from torchkeep.formats.chunk_cover import Box
+from torchkeep.formats.chunk_cover import Box, boxes_of_range
 from torchkeep.formats.dcp_metadata import Layout, Piece, read_layout
 from torchkeep.formats.folder_members import why_not_a_member
 from torchkeep.formats.nesting import nest
 from torchkeep.formats.regular_file import READ_AGAIN, FilePart, RegularFile
-from torchkeep.formats.storage_views import StorageView
+from torchkeep.formats.storage_views import StorageView, part_of
 from torchkeep.formats.torch_zip import TorchZip
-from torchkeep.tensors import Source, TensorSpec
+from torchkeep.tensors import Source, TensorSpec, check_range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +52,7 @@ class DistributedFolder:
         finally:
             metadata.close()
         self._versions = self._check_files()
+        self._checked: dict[Piece, set[str]] = {}
         self.metadata: Mapping[str, object] = {"version": self._layout.version, "files": len(self._versions)}
         self.tree: object = self._nest()
 
@@ -78,15 +79,51 @@ class DistributedFolder:
                 value.read_into(spec, flat)
             return
         for box, piece in layout.tensors[str(key)].chunks:
-            with self._opened(str(key), piece) as chunk:
-                held = chunk.tree
-                if not isinstance(held, TensorSpec) or (held.dtype, held.shape) != (spec.dtype, box.sizes):
-                    raise CorruptError(
-                        f"the chunk of {key!r} at {box.offsets} should be {spec.dtype} {box.sizes} and is {held}",
-                        where=chunk.path,
-                        remedy=READ_AGAIN,
-                    )
+            with self._opened_chunk(spec, box, piece) as (chunk, held):
                 _read_chunk(chunk, held, box, spec.shape, flat)
+
+    def read_range_into(self, spec: TensorSpec, begin: int, buffer: memoryview) -> None:
+        """Read a part of a tensor's bytes, from the chunks that it lies in; see `Source.read_range_into`.
+
+        Raises:
+            CorruptError, NotFoundError: As for `read_into`.
+        """
+        check_range(spec, begin, buffer)
+        key, layout = spec.key, self._layout
+        if not self._is_open:
+            raise NotFoundError("this source was closed", where=self.path, remedy="open it again")
+        if isinstance(key, StorageView) and key.file in layout.values:
+            with self._opened(key.file, layout.values[key.file]) as value:
+                value.read_range_into(spec, begin, buffer)
+            return
+        if key not in layout.tensors:
+            raise ValueError(f"{spec} is not of this source")
+        item_bytes = spec.nbytes // max(spec.numel, 1)
+        flat, first = buffer.cast("B"), begin // max(item_bytes, 1)
+        wanted = []
+        for box in boxes_of_range(spec.shape, first, first + buffer.nbytes // max(item_bytes, 1)):
+            wanted.append((box, flat[: box.numel * item_bytes]))
+            flat = flat[box.numel * item_bytes :]
+        for whole, piece in layout.tensors[str(key)].chunks:
+            shared = [(box, part, into) for box, into in wanted if (part := whole.within(box))]
+            if not shared:
+                continue
+            with self._opened_chunk(spec, whole, piece) as (chunk, held):
+                for box, part, into in shared:
+                    _read_chunk(chunk, _block(held, part.seen_from(whole)), part.seen_from(box), box.sizes, into)
+
+    @contextmanager
+    def _opened_chunk(self, spec: TensorSpec, box: Box, piece: Piece) -> Iterator[tuple[Source, TensorSpec]]:
+        """One chunk of a tensor, and what it holds."""
+        with self._opened(str(spec.key), piece) as chunk:
+            held = chunk.tree
+            if not isinstance(held, TensorSpec) or (held.dtype, held.shape) != (spec.dtype, box.sizes):
+                raise CorruptError(
+                    f"the chunk of {spec.key!r} at {box.offsets} should be {spec.dtype} {box.sizes} and is {held}",
+                    where=chunk.path,
+                    remedy=READ_AGAIN,
+                )
+            yield chunk, held
 
     def close(self) -> None:
         """Read no more; harmless when called twice."""
@@ -157,7 +194,8 @@ class DistributedFolder:
                     "the file was changed since the folder was opened", where=file.path, remedy="open the folder again"
                 )
             try:
-                source = TorchZip(FilePart(file, piece.begin, piece.end), name)
+                checked = self._checked.setdefault(piece, set())
+                source = TorchZip(FilePart(file, piece.begin, piece.end), name, checked)
             except CheckpointError as error:
                 raise type(error)(
                     f"{name[:80]!r}: {error.what}", where=error.where, faults=error.faults, remedy=error.remedy
@@ -207,8 +245,12 @@ def _scatter(chunk: Source, held: TensorSpec, out: np.ndarray[Any, Any]) -> None
 
 def _part(held: TensorSpec, axis: int, start: int, end: int) -> TensorSpec:
     """The elements of a tensor from `start` to `end` of one axis, as a tensor of the same storage."""
-    view = held.key
-    if not isinstance(view, StorageView):
+    offsets = tuple(start if at == axis else 0 for at in range(len(held.shape)))
+    return _block(held, Box(offsets, (*held.shape[:axis], end - start, *held.shape[axis + 1 :])))
+
+
+def _block(held: TensorSpec, box: Box) -> TensorSpec:
+    """A block of a tensor's elements, as a tensor of the same storage."""
+    if not isinstance(held.key, StorageView):
         raise ValueError(f"{held} is not a view of a storage")
-    shape = (*held.shape[:axis], end - start, *held.shape[axis + 1 :])
-    return replace(held, shape=shape, key=replace(view, shape=shape, offset=view.offset + start * view.stride[axis]))
+    return replace(held, shape=box.sizes, key=part_of(held.key, box))

@@ -62,10 +62,22 @@ class HuggingFaceIndex:
         Raises:
             CorruptError: Bytes are absent, short, or differ from the checksum that the shard's format has.
         """
+        shard, inside = self._in_shard(spec)
+        shard.read_into(inside, buffer)
+
+    def read_range_into(self, spec: TensorSpec, begin: int, buffer: memoryview) -> None:
+        """Read a part of a tensor's bytes from its shard; see `Source.read_range_into`.
+
+        Raises:
+            CorruptError: As for `read_into`.
+        """
+        shard, inside = self._in_shard(spec)
+        shard.read_range_into(inside, begin, buffer)
+
+    def _in_shard(self, spec: TensorSpec) -> tuple[Source, TensorSpec]:
         if not isinstance(spec.key, tuple) or spec.key[0] not in self._shards:
             raise ValueError(f"{spec} is not of this source")
-        shard, key = spec.key
-        self._shards[shard].read_into(replace(spec, key=key), buffer)
+        return self._shards[spec.key[0]], replace(spec, key=spec.key[1])
 
     def close(self) -> None:
         """Let go of all shards; harmless when called twice."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from torchkeep.errors import CorruptError, FormatError, LimitError
 from torchkeep.formats.regular_file import READ_AGAIN, RegularFile
 from torchkeep.formats.storage_views import StorageView, check_booleans, to_native
-from torchkeep.tensors import DTYPE_OF_CODE, TensorSpec, bits_of
+from torchkeep.tensors import DTYPE_OF_CODE, TensorSpec, bits_of, check_range
 
 _LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -49,10 +49,21 @@ class SafetensorsFile:
         Raises:
             CorruptError: Bytes are absent or short, or the file was changed; the buffer may hold some of them.
         """
-        if spec.key not in self._ranges or buffer.nbytes != spec.nbytes:
-            raise ValueError(f"{spec} is not of this source, or its buffer is not of {spec.nbytes:,} bytes")
+        if buffer.nbytes != spec.nbytes:
+            raise ValueError(f"the buffer for {spec} is not of {spec.nbytes:,} bytes")
+        self.read_range_into(spec, 0, buffer)
+
+    def read_range_into(self, spec: TensorSpec, begin: int, buffer: memoryview) -> None:
+        """Read a part of a tensor's bytes; see `Source.read_range_into`.
+
+        Raises:
+            CorruptError: As for `read_into`.
+        """
+        if spec.key not in self._ranges:
+            raise ValueError(f"{spec} is not of this source")
+        check_range(spec, begin, buffer)
         flat = buffer.cast("B")
-        self._file.read_into(self._data_at + self._ranges[str(spec.key)][0], flat)
+        self._file.read_into(self._data_at + self._ranges[str(spec.key)][0] + begin, flat)
         if sys.byteorder == "big":
             to_native(StorageView("", spec.dtype, 0, (spec.numel,), (1,)), flat, "little")
         check_booleans(spec.dtype, flat, self.path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torchkeep.errors import CorruptError
+from torchkeep.formats.chunk_cover import Box, boxes_of_range
 from torchkeep.tensors import bits_of
 
 if TYPE_CHECKING:
@@ -58,6 +60,35 @@ class StorageView:
         if 0 in self.shape:
             return self.begin_bytes
         return self.begin_bytes + _span(self.shape, self.stride) * self.item_bytes
+
+
+def part_of(view: StorageView, box: Box) -> StorageView:
+    """A block of a view's elements as a view of the same storage."""
+    offset = view.offset + sum(at * step for at, step in zip(box.offsets, view.stride, strict=True))
+    return replace(view, shape=box.sizes, offset=offset)
+
+
+def range_of(view: StorageView, begin: int, end: int) -> Iterator[StorageView]:
+    """The views that hold the elements from `begin` to `end` of a view in C order, one after the other.
+
+    Example:
+        >>> transposed = StorageView("0", "float32", 0, (3, 2), (1, 3))
+        >>> [(part.offset, part.shape) for part in range_of(transposed, 1, 6)]
+        [(3, (1, 1)), (1, (2, 2))]
+    """
+    if is_contiguous(view.shape, view.stride):
+        yield replace(view, offset=view.offset + begin, shape=(end - begin,), stride=(1,))
+        return
+    yield from (part_of(view, box) for box in boxes_of_range(view.shape, begin, end))
+
+
+def parts_of_range(view: StorageView, begin: int, flat: memoryview) -> Iterator[tuple[StorageView, memoryview]]:
+    """The views that hold a view's bytes from `begin` on in C order, each with the part of `flat` that it fills."""
+    at = 0
+    for part in range_of(view, begin // view.item_bytes, (begin + flat.nbytes) // view.item_bytes):
+        nbytes = math.prod(part.shape) * view.item_bytes
+        yield part, flat[at : at + nbytes]
+        at += nbytes
 
 
 def is_contiguous(shape: Sequence[int], stride: Sequence[int], order: Sequence[int] | None = None) -> bool:

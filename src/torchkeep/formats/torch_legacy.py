@@ -11,9 +11,9 @@ from torchkeep.formats.faults import MalformedError
 from torchkeep.formats.pickle_machine import PickleMachine, Vocabulary
 from torchkeep.formats.pickle_values import PlainVocabulary
 from torchkeep.formats.regular_file import READ_AGAIN, ByteStream, RegularFile
-from torchkeep.formats.storage_views import StorageView, check_booleans, read_view, to_native
+from torchkeep.formats.storage_views import StorageView, check_booleans, parts_of_range, read_view, to_native
 from torchkeep.formats.torch_pickle import TorchVocabulary
-from torchkeep.tensors import TensorSpec
+from torchkeep.tensors import TensorSpec, check_range
 
 MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -82,15 +82,28 @@ class TorchLegacy:
         Raises:
             CorruptError: Bytes are absent, short, or the file was changed; the buffer may hold some of them.
         """
-        view = spec.key
-        if not isinstance(view, StorageView) or buffer.nbytes != spec.nbytes:
+        if not isinstance(spec.key, StorageView) or buffer.nbytes != spec.nbytes:
             raise ValueError(f"{spec} is not of this source, or its buffer is not of {spec.nbytes:,} bytes")
-        flat = buffer.cast("B")
+        self._read_view(spec.key, buffer.cast("B"))
+
+    def read_range_into(self, spec: TensorSpec, begin: int, buffer: memoryview) -> None:
+        """Read a part of a tensor's bytes; see `Source.read_range_into`.
+
+        Raises:
+            CorruptError: As for `read_into`.
+        """
+        if not isinstance(spec.key, StorageView):
+            raise ValueError(f"{spec} is not of this source")
+        check_range(spec, begin, buffer)
+        for part, piece in parts_of_range(spec.key, begin, buffer.cast("B")):
+            self._read_view(part, piece)
+
+    def _read_view(self, view: StorageView, flat: memoryview) -> None:
         at = self._begins[view.storage]
         read_view(view, lambda begin, out: self._file.read_into(at + begin, out), flat)
         # torch writes the storages of this form little-endian on every machine.
         to_native(view, flat, "little")
-        check_booleans(spec.dtype, flat, self.path)
+        check_booleans(view.dtype, flat, self.path)
 
     def close(self) -> None:
         """Let go of the file; harmless when called twice."""

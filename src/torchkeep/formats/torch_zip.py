@@ -11,10 +11,17 @@ from torchkeep.errors import CorruptError, FormatError
 from torchkeep.formats.faults import MalformedError
 from torchkeep.formats.pickle_machine import PickleMachine
 from torchkeep.formats.regular_file import READ_AGAIN, ByteStream, RegularFile
-from torchkeep.formats.storage_views import StorageView, check_booleans, is_contiguous, read_view, to_native
+from torchkeep.formats.storage_views import (
+    StorageView,
+    check_booleans,
+    is_contiguous,
+    parts_of_range,
+    read_view,
+    to_native,
+)
 from torchkeep.formats.torch_pickle import TorchVocabulary
 from torchkeep.formats.zip_directory import STORED, Member, check_crc32, data_begin, read_directory, read_member
-from torchkeep.tensors import TensorSpec
+from torchkeep.tensors import TensorSpec, check_range
 
 _MAX_VERSION = 10
 _PIECE_BYTES = 1 << 20
@@ -26,6 +33,7 @@ class TorchZip:
     Args:
         file: The file, which the source closes.
         name: What the keys of its tensors say of the file, where a source has several.
+        checked: Members whose CRC-32 was compared when the file was open before; more are added.
 
     Raises:
         CorruptError: The archive or its pickle is damaged, or a storage is absent or of another size.
@@ -36,14 +44,14 @@ class TorchZip:
 
     format = "torch-zip"
 
-    def __init__(self, file: RegularFile, name: str = "") -> None:
+    def __init__(self, file: RegularFile, name: str = "", checked: set[str] | None = None) -> None:
         self._file = file
         self.path: Path = file.path
         self._members = read_directory(file)
         self._folder = self._find_folder()
         self._version = self._read_version()
         self._byteorder = self._read_byteorder()
-        self._checked: set[str] = set()
+        self._checked = set[str]() if checked is None else checked
         self._inflating = threading.Lock()
         self._inflated: tuple[str, bytes] = ("", b"")
         content = read_member(file, self._members[f"{self._folder}data.pkl"])
@@ -79,10 +87,23 @@ class TorchZip:
         Raises:
             CorruptError: Bytes are absent, short or differ from the checksum; the buffer may hold some of them.
         """
-        view = spec.key
-        if not isinstance(view, StorageView) or buffer.nbytes != spec.nbytes:
+        if not isinstance(spec.key, StorageView) or buffer.nbytes != spec.nbytes:
             raise ValueError(f"{spec} is not of this source, or its buffer is not of {spec.nbytes:,} bytes")
-        flat = buffer.cast("B")
+        self._read_view(spec.key, buffer.cast("B"))
+
+    def read_range_into(self, spec: TensorSpec, begin: int, buffer: memoryview) -> None:
+        """Read a part of a tensor's bytes; see `Source.read_range_into`.
+
+        Raises:
+            CorruptError: As for `read_into`.
+        """
+        if not isinstance(spec.key, StorageView):
+            raise ValueError(f"{spec} is not of this source")
+        check_range(spec, begin, buffer)
+        for part, piece in parts_of_range(spec.key, begin, buffer.cast("B")):
+            self._read_view(part, piece)
+
+    def _read_view(self, view: StorageView, flat: memoryview) -> None:
         member = self._members[f"{self._folder}data/{view.storage}"]
         if member.method != STORED:
             content = self._inflate(member)
@@ -90,7 +111,7 @@ class TorchZip:
         else:
             self._read_stored(view, member, flat)
         to_native(view, flat, self._byteorder)
-        check_booleans(spec.dtype, flat, self.path)
+        check_booleans(view.dtype, flat, self.path)
 
     def close(self) -> None:
         """Let go of the file; harmless when called twice."""

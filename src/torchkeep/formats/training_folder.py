@@ -91,15 +91,27 @@ class TrainingFolder:
             CorruptError: Bytes are absent, short, or differ from the checksum that the file's format has.
             CheckpointError: The file could not be opened; the error that said so, again.
         """
+        source, inside = self._in_file(spec)
+        source.read_into(inside, buffer)
+
+    def read_range_into(self, spec: TensorSpec, begin: int, buffer: memoryview) -> None:
+        """Read a part of a tensor's bytes from its file; see `Source.read_range_into`.
+
+        Raises:
+            CorruptError, CheckpointError: As for `read_into`.
+        """
+        source, inside = self._in_file(spec)
+        source.read_range_into(inside, begin, buffer)
+
+    def _in_file(self, spec: TensorSpec) -> tuple[Source, TensorSpec]:
         key = spec.key
         if isinstance(key, _Unreadable):
             raise self._errors[key.name]
         if isinstance(key, StorageView) and key.file in self._sides:
-            self._sides[key.file].read_into(spec, buffer)
-        elif isinstance(key, tuple) and key[0] in self._sides:
-            self._sides[key[0]].read_into(replace(spec, key=key[1]), buffer)
-        else:
-            self._weights.read_into(spec, buffer)
+            return self._sides[key.file], spec
+        if isinstance(key, tuple) and key[0] in self._sides:
+            return self._sides[key[0]], replace(spec, key=key[1])
+        return self._weights, spec
 
     def close(self) -> None:
         """Let go of all files; harmless when called twice."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import torchkeep as tk
 from torchkeep.errors import CorruptError, FormatError
 from torchkeep.folder.digests import digest_of
-from torchkeep.folder.record import RECORD_NAME, decode_record, encode_record
+from torchkeep.folder.record import RECORD_NAME, Summary, decode_record, decode_summary, encode_record
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +192,41 @@ def test_a_checkpoint_of_the_future_is_neither_read_nor_replaced(tmp_path: Path)
             act()
     assert record.read_bytes() == future
     assert [each.name for each in tmp_path.iterdir()] == ["ckpt"]
+
+
+NASTY_NAMES = {
+    "metrics that are named as members": lambda m: m.update(metrics={"entries": {"x": 1}, "shards": {}, "tensors": 1}),
+    "a group called shards": lambda m: (
+        m["tensors"].update(shards=m["tensors"].pop("tensors")),
+        m["shards"]["tensors.safetensors"].update(group="shards"),
+    ),
+    "an entry with members in its text": lambda m: m["entries"].update(
+        odd={"kind": "value", "tree": '},"shards":{},"entries":{'}
+    ),
+    "members in another order": lambda m: m.update(entries=m.pop("entries"), id=m.pop("id")),
+    "no tensors": lambda m: m.update(tensors={}, shards={}, entries={}),
+}
+
+
+@pytest.mark.parametrize("nasty", NASTY_NAMES)
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_a_summary_says_what_the_record_says_whatever_its_members_are_called(data, nasty, separators):
+    members = json.loads(data)
+    del members["digest"]
+    NASTY_NAMES[nasty](members)
+    raw = signed(json.dumps(members, separators=separators)[:-1])
+
+    record, summary = decode_record(raw, "here"), decode_summary(raw, "here")
+    assert summary == Summary(**{each.name: getattr(record, each.name) for each in fields(Summary)})
+
+
+def test_a_summary_parses_neither_entries_nor_tensors_and_yet_checks_every_byte(data):
+    whole = changed(data, lambda members: members.update(entries={"x": 1}, tensors={"x": 1}))
+    whole = whole.replace(b", ", b",").replace(b": ", b":")
+    body = whole[: whole.rindex(b',"digest"')].decode()
+    assert decode_summary(signed(body), "here").step == 3
+
+    with pytest.raises(CorruptError, match="the record is damaged: it does not end in the digest of its bytes"):
+        decode_summary(data.replace(b"0.weight", b"0.weighs"), "here")
+    with pytest.raises(FormatError, match="the record needs format version 2"):
+        decode_summary(changed(data, lambda members: members.update(version=2)), "here")

@@ -21,6 +21,9 @@ Node: TypeAlias = object
 _DIGEST_MEMBER = b',"digest":"'
 _END = b'"}\n'
 RECORD_BEGIN = b'{"format":"torchkeep"'
+_ENTRIES_MEMBER = b',"entries":{'
+_SHARDS_MEMBER = b'},"shards":{'
+_SUMMARY_MEMBERS = {"id", "saved_at_ns", "step", "metrics", "provenance", "shards"}
 CONTENT_NAME = re.compile(r".+-[0-9a-f]{16}\.safetensors")  # only torchkeep names a shard so
 FILE_NAME = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9_.%~-]{0,200}\.safetensors(\.index\.json)?")
 
@@ -85,6 +88,18 @@ class Record:
         return sum(tensor.nbytes for group in self.tensors.values() for tensor in group.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a record says beside its entries and tensors; members are named as in `Record`."""
+
+    id: str
+    saved_at_ns: int
+    step: int | None
+    metrics: Node
+    provenance: Mapping[str, object]
+    shards: Mapping[str, Shard]
+
+
 def encode_record(record: Record) -> bytes:
     """The bytes of `checkpoint.json`, ended by their own digest."""
     members = {
@@ -145,21 +160,32 @@ def decode_record(data: bytes, where: str) -> Record:
         FormatError: It is a torchkeep record of a version or with a feature that this version does not know.
     """
     try:
+        _check_digest(data)
         members = _members_of(data)
-        version, requires = (
-            _expect(members.get("version"), int, "version"),
-            _expect(members.get("requires"), list, "requires"),
-        )
-        unknown = [str(name) for name in requires if name not in KNOWN_FEATURES]
-        if version != VERSION or unknown:
-            asks = f"format version {version}" if version != VERSION else f"the features {', '.join(unknown)}"
-            what = f"the record needs {asks}; this torchkeep reads version {VERSION}"
-            raise FormatError(what, where=where, remedy="upgrade torchkeep")
+        _refuse_unknown(members, where)
         record = _record_of(members)
         _check_places(record)
     except _MalformedError as fault:
         raise CorruptError(f"the record is damaged: {fault}", where=where) from fault
     return record
+
+
+def decode_summary(data: bytes, where: str) -> Summary:
+    """Read back what lists a checkpoint, after checking the digest of the whole record.
+
+    Entries and tensors, which are nearly all of a record, are not parsed where they stand in the order that
+    `encode_record` writes: a record of 10,000 tensors takes a millisecond instead of 150.
+
+    Raises:
+        CorruptError, FormatError: As for `decode_record`.
+    """
+    try:
+        _check_digest(data)
+        members = _members_around(data) or _members_of(data)
+        _refuse_unknown(members, where)
+        return _summary_of(members)
+    except _MalformedError as fault:
+        raise CorruptError(f"the record is damaged: {fault}", where=where) from fault
 
 
 class _MalformedError(ValueError):
@@ -188,19 +214,62 @@ def _digest(value: object, at: str) -> str:
     return str(value)
 
 
-def _members_of(data: bytes) -> dict[str, object]:
-    """The JSON object, once the digest at its end is known to be right."""
-    body, digest, end = data[: -32 - len(_END)], data[-32 - len(_END) : -len(_END)], data[-len(_END) :]
-    if end != _END or not body.endswith(_DIGEST_MEMBER) or digest != digest_of(body).encode("ascii"):
+def _check_digest(data: bytes) -> None:
+    view = memoryview(data)
+    body, digest, end = view[: -32 - len(_END)], data[-32 - len(_END) : -len(_END)], data[-len(_END) :]
+    whole = end == _END and body[-len(_DIGEST_MEMBER) :] == _DIGEST_MEMBER
+    if not whole or digest != digest_of(body).encode("ascii"):
         raise _MalformedError("it does not end in the digest of its bytes")
+
+
+def _members_of(data: bytes) -> dict[str, object]:
     try:
-        members = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return _expect(json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant), dict, "the record")
     except (ValueError, RecursionError) as error:
+        if isinstance(error, _MalformedError):
+            raise
         raise _MalformedError(f"not the JSON it should be ({error})") from error
-    members = _expect(members, dict, "the record")
+
+
+def _members_around(data: bytes) -> dict[str, object] | None:
+    """The members before `entries` and after `tensors`, without reading what lies between; None in another order.
+
+    A quote inside a string is escaped, and no key after the last one found can be `shards`: they are file names.
+    """
+    entries, shards = data.find(_ENTRIES_MEMBER), data.rfind(_SHARDS_MEMBER)
+    if not 0 < entries < shards:
+        return None
+    try:
+        members = _members_of(data[:entries] + data[shards + 1 :])
+    except _MalformedError:  # what was found first is a key inside the metrics, say
+        return None
+    return members if members.keys() >= _SUMMARY_MEMBERS else None
+
+
+def _refuse_unknown(members: Mapping[str, object], where: str) -> None:
     if members.get("format") != "torchkeep":
         raise _MalformedError("it does not say that it is torchkeep's")
-    return members
+    version, requires = (
+        _expect(members.get("version"), int, "version"),
+        _expect(members.get("requires"), list, "requires"),
+    )
+    unknown = [str(name) for name in requires if name not in KNOWN_FEATURES]
+    if version != VERSION or unknown:
+        asks = f"format version {version}" if version != VERSION else f"the features {', '.join(unknown)}"
+        what = f"the record needs {asks}; this torchkeep reads version {VERSION}"
+        raise FormatError(what, where=where, remedy="upgrade torchkeep")
+
+
+def _summary_of(members: Mapping[str, object]) -> Summary:
+    step = members.get("step")
+    return Summary(
+        id=_digest(members.get("id"), "id"),
+        saved_at_ns=_natural(members.get("saved_at_ns"), "saved_at_ns"),
+        step=None if step is None else _natural(step, "step"),
+        metrics=members.get("metrics"),
+        provenance=_expect(members.get("provenance"), dict, "provenance"),
+        shards={k: _shard_of(v, k) for k, v in _expect(members.get("shards"), dict, "shards").items()},
+    )
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -215,14 +284,14 @@ def _refuse_constant(name: str) -> None:
 
 
 def _record_of(members: Mapping[str, object]) -> Record:
+    summary, whole = _summary_of(members), members.get("whole")
     groups = _expect(members.get("tensors"), dict, "tensors")
-    step, whole = members.get("step"), members.get("whole")
     return Record(
-        id=_digest(members.get("id"), "id"),
-        saved_at_ns=_natural(members.get("saved_at_ns"), "saved_at_ns"),
-        step=None if step is None else _natural(step, "step"),
-        metrics=members.get("metrics"),
-        provenance=_expect(members.get("provenance"), dict, "provenance"),
+        id=summary.id,
+        saved_at_ns=summary.saved_at_ns,
+        step=summary.step,
+        metrics=summary.metrics,
+        provenance=summary.provenance,
         whole=None if whole is None else _expect(whole, str, "whole"),
         entries={k: _entry_of(v, k) for k, v in _expect(members.get("entries"), dict, "entries").items()},
         rng=members.get("rng"),
@@ -230,7 +299,7 @@ def _record_of(members: Mapping[str, object]) -> Record:
             group: {name: _tensor_of(value, f"{group}.{name}") for name, value in _expect(of, dict, group).items()}
             for group, of in groups.items()
         },
-        shards={k: _shard_of(v, k) for k, v in _expect(members.get("shards"), dict, "shards").items()},
+        shards=summary.shards,
         indexes={_file_name(k): _digest(v, k) for k, v in _expect(members.get("indexes"), dict, "indexes").items()},
     )
 

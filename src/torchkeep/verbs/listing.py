@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, overload
 
 from torchkeep.errors import NotFoundError
-from torchkeep.folder.runs import Committed, metrics_of, read_run
+from torchkeep.folder.runs import Listed, list_run, metrics_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class RunCheckpoint(os.PathLike[str]):
         metrics: Numbers remembered with it.
         saved_at: When the save began.
         total_bytes: Bytes of its shards.
-        own_bytes: Bytes of the shards that no other checkpoint shares.
+        own_bytes: Bytes of the shards that no other checkpoint shares: what removing this one would free.
+        added_bytes: Bytes of the shards that no earlier step holds: what this save added to those that are here.
     """
 
     path: Path
@@ -33,6 +34,7 @@ class RunCheckpoint(os.PathLike[str]):
     saved_at: datetime
     total_bytes: int
     own_bytes: int
+    added_bytes: int
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -124,20 +126,23 @@ def checkpoints(run: str | os.PathLike[str]) -> RunCheckpoints:
         >>> [each.step for each in run], run.latest().step, run.best("accuracy", mode="max")[0].step
         ([0, 1, 2], 2, 1)
     """
-    found = read_run(Path(run))
+    found = list_run(Path(run))
     inodes = {each.path: _inodes(each) for each in found.checkpoints}
     holders: dict[tuple[int, int], int] = {}
-    for of_one in inodes.values():
+    added_bytes: dict[Path, int] = {}
+    for path, of_one in inodes.items():
+        added_bytes[path] = sum(size for inode, size in of_one.items() if inode not in holders)
         for inode in of_one:
             holders[inode] = holders.get(inode, 0) + 1
     members = [
         RunCheckpoint(
             path=each.path,
-            step=each.step,
-            metrics=metrics_of(each.record),
-            saved_at=datetime.fromtimestamp(each.record.saved_at_ns / 1e9, UTC),
+            step=each.summary.step or 0,
+            metrics=metrics_of(each.summary),
+            saved_at=datetime.fromtimestamp(each.summary.saved_at_ns / 1e9, UTC),
             total_bytes=sum(inodes[each.path].values()),
             own_bytes=sum(size for inode, size in inodes[each.path].items() if holders[inode] == 1),
+            added_bytes=added_bytes[each.path],
         )
         for each in found.checkpoints
     ]
@@ -146,12 +151,12 @@ def checkpoints(run: str | os.PathLike[str]) -> RunCheckpoints:
     return RunCheckpoints(found.folder, members, sum(sizes.values()), passed_over)
 
 
-def _inodes(committed: Committed) -> dict[tuple[int, int], int]:
+def _inodes(listed: Listed) -> dict[tuple[int, int], int]:
     """Size in bytes of each shard by device and inode; a shard that is gone is left out."""
     found = {}
-    for file in committed.record.shards:
+    for file in listed.summary.shards:
         try:
-            status = (committed.path / file).stat()
+            status = (listed.path / file).stat()
         except FileNotFoundError:
             continue
         found[status.st_dev, status.st_ino] = status.st_size

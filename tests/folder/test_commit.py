@@ -21,12 +21,13 @@ import torchkeep as tk
 from torchkeep.errors import CheckpointError, ConflictError, CorruptError, NotFoundError
 from torchkeep.folder import commit, recovery, removal, renames
 from torchkeep.folder.committed import identity_at, read_record
+from torchkeep.folder.draft import DraftTensor
 from torchkeep.folder.record import RECORD_NAME
 from torchkeep.folder.recovery import recover
 from torchkeep.folder.removal import remove
 from torchkeep.folder.single_file import save_file
 from torchkeep.folder.staging import Staging
-from torchkeep.folder.write import DraftTensor, finish, save_folder, stage
+from torchkeep.folder.write import finish, save_folder, stage
 from torchkeep.tensors import TensorSpec
 from torchkeep.verbs.saving import draft_of
 

@@ -17,6 +17,11 @@ def default_threads() -> int:
     return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
+def writing_threads() -> int:
+    """Four for each processor this process may use, at most 8: while some wait for the disk, others copy and hash."""
+    return min(8, 4 * default_threads())
+
+
 def in_parallel(action: Callable[[_T], _R], items: Iterable[_T], threads: int) -> list[_R]:
     """The results of an action on every item, in order; with one thread, in the calling one.
 

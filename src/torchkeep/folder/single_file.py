@@ -7,17 +7,20 @@ import os
 from pathlib import Path
 
 from torchkeep.errors import CheckpointError, CorruptError
+from torchkeep.folder.aligned_file import AlignedFile
 from torchkeep.folder.commit import publish_file
 from torchkeep.folder.committed import Identity
 from torchkeep.folder.digests import chunk_digests
+from torchkeep.folder.draft import Draft, DraftTensor
 from torchkeep.folder.durable import make_parents
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import RECORD_KEY, single_file_header
 from torchkeep.folder.record import Record, StoredTensor, decode_record, encode_record
 from torchkeep.folder.recovery import recover
+from torchkeep.folder.shard_files import write_data
 from torchkeep.folder.shards import file_order, single_file_names
 from torchkeep.folder.staging import Staging
-from torchkeep.folder.write import Draft, DraftTensor, Saved, refused, write_data
+from torchkeep.folder.write import Saved, refused
 
 MAX_HEADER_BYTES = 100_000_000  # what safetensors readers accept
 
@@ -84,7 +87,8 @@ def _write(
     descriptor: int, header: bytes, merged: dict[str, DraftTensor], placed: dict[str, StoredTensor], threads: int
 ) -> None:
     """The record goes first and holds the digests, so what is written is compared with what was digested."""
-    written = write_data(descriptor, header, merged, placed, threads)
+    file = AlignedFile(descriptor, len(header) + sum(tensor.nbytes for tensor in placed.values()))
+    written = write_data(file, header, merged, list(placed), threads)
     changed = [name for name, tensor in written.items() if tensor.chunks != placed[name].chunks]
     if changed:
         raise CheckpointError("tensors changed while they were saved", faults=changed, remedy="save between two steps")

@@ -7,56 +7,26 @@ left and commits; by then a caller may have replaced the readers by ones over me
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import xxhash
 
 from torchkeep.errors import CheckpointError, CorruptError
 from torchkeep.folder.commit import commit
 from torchkeep.folder.committed import identity_at
-from torchkeep.folder.digests import PIECE_BYTES, chunk_digests, chunk_ranges, digest_of, shard_digest
+from torchkeep.folder.digests import chunk_digests, digest_of
+from torchkeep.folder.draft import Draft
 from torchkeep.folder.durable import fsync_path, make_parents, write_durably
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.partition import Member, ParentShard, PlannedShard, partition
 from torchkeep.folder.read import digests_of_file
-from torchkeep.folder.record import RECORD_NAME, Entry, Node, Record, Shard, StoredTensor, encode_record
-from torchkeep.folder.shards import file_order, header_of, index_of, stems_of
+from torchkeep.folder.record import RECORD_NAME, Record, Shard, StoredTensor, encode_record
+from torchkeep.folder.shard_files import ShardFile, WrittenShard, write_shards
+from torchkeep.folder.shards import index_of, stems_of
 from torchkeep.folder.staging import Staging
 from torchkeep.tensors import TensorSpec
 
 Name = tuple[str, str]  # group, tensor
-PLAIN_METADATA = {"format": "pt"}  # transformers asks for it
-
-
-@dataclass(frozen=True, slots=True)
-class DraftTensor:
-    """A tensor to save: its spec, whether training may change it, and a reader of its bytes in C order."""
-
-    spec: TensorSpec
-    may_change: bool
-    read: Callable[[], memoryview]
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """Everything that a save was asked to keep, with tensors by group and name."""
-
-    entries: Mapping[str, Entry]
-    groups: Mapping[str, Mapping[str, DraftTensor]]
-    whole: str | None = None
-    step: int | None = None
-    metrics: Node = None
-    rng: Node = None
-    provenance: Mapping[str, object] = field(default_factory=dict)
-    saved_at_ns: int = field(default_factory=time.time_ns)
-
-    @property
-    def tensor_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.spec.nbytes for group in self.groups.values() for tensor in group.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,50 +213,52 @@ def refused(error: OSError, target: Path) -> CheckpointError:
 
 def _write_all(staged: Staged) -> tuple[Record, int]:
     folder, stems = staged.staging.path, stems_of(staged.draft.groups)
-    tensors: dict[str, dict[str, StoredTensor]] = {group: {} for group in staged.draft.groups}
+    tensors: dict[str, dict[str, StoredTensor]] = {}
     shards: dict[str, Shard] = {}
     indexes: dict[str, str] = {}
-    written_bytes = 0
+    written = _write_new(staged)
+    in_parallel(lambda file: fsync_path(folder / file), staged.linked, staged.threads)  # never flushed before, perhaps
     for group, drafts in staged.draft.groups.items():
         linked = {file: shard for file, shard in staged.linked.items() if shard.group == group}
-        count = len(linked) + len(staged.to_write[group])
+        count = len(linked) + len(written[group])
+        placed: dict[str, StoredTensor] = {}
         for file, shard in linked.items():
             final = _shard_name(stems[group], shard.digest, count)
-            placed = {n: t for (g, n), t in staged.linked_tensors.items() if g == group and t.shard == file}
-            _settle(folder / file, folder / final)
-            status = (folder / final).stat()
-            shards[final] = replace(shard, mtime_ns=status.st_mtime_ns)
-            tensors[group] |= {name: replace(tensor, shard=final) for name, tensor in placed.items()}
-        for number, planned in enumerate(staged.to_write[group]):
-            draft_shard = {name: drafts[name] for name in planned.names}
-            part = folder / f"{number}.part"
-            shard, placed = write_shard(part, group, draft_shard, planned.splits, staged.threads)
-            final = _shard_name(stems[group], shard.digest, count)
-            part.rename(folder / final)
-            shards[final] = shard
-            tensors[group] |= {name: replace(tensor, shard=final) for name, tensor in placed.items()}
-            written_bytes += shard.nbytes
-        tensors[group] = {name: tensors[group][name] for name in drafts}
+            if final != file:
+                (folder / file).rename(folder / final)
+            shards[final] = replace(shard, mtime_ns=(folder / final).stat().st_mtime_ns)
+            of_file = {n: t for (g, n), t in staged.linked_tensors.items() if g == group and t.shard == file}
+            placed |= {name: replace(tensor, shard=final) for name, tensor in of_file.items()}
+        for each in written[group]:
+            final = _shard_name(stems[group], each.shard.digest, count)
+            each.path.rename(folder / final)
+            shards[final] = each.shard
+            placed |= {name: replace(tensor, shard=final) for name, tensor in each.placed.items()}
+        tensors[group] = {name: placed[name] for name in drafts}
         if count > 1:
-            data = index_of(
-                {n: t.shard for n, t in tensors[group].items()}, sum(t.nbytes for t in tensors[group].values())
-            )
+            data = index_of({n: t.shard for n, t in placed.items()}, sum(t.nbytes for t in placed.values()))
             write_durably(folder / f"{stems[group]}.safetensors.index.json", data)
             indexes[f"{stems[group]}.safetensors.index.json"] = digest_of(data)
     record = _record(staged, tensors, shards, indexes)
     write_durably(folder / RECORD_NAME, encode_record(record))
-    return record, written_bytes
+    return record, sum(each.shard.nbytes for of_group in written.values() for each in of_group)
+
+
+def _write_new(staged: Staged) -> dict[str, list[WrittenShard]]:
+    """Write and flush the shards that are not linked; they have their final names later, which say their digests."""
+    files: list[ShardFile] = []
+    for group, planned in staged.to_write.items():
+        for shard in planned:
+            drafts = {name: staged.draft.groups[group][name] for name in shard.names}
+            files.append(ShardFile(staged.staging.path / f"{len(files)}.part", group, drafts, shard.splits))
+    written: dict[str, list[WrittenShard]] = {group: [] for group in staged.draft.groups}
+    for each in write_shards(files, staged.threads):
+        written[each.shard.group].append(each)
+    return written
 
 
 def _shard_name(stem: str, digest: str, count: int) -> str:
     return f"{stem}.safetensors" if count == 1 else f"{stem}-{digest[:16]}.safetensors"
-
-
-def _settle(linked: Path, final: Path) -> None:
-    """Give a linked shard its name in this checkpoint and flush it: its bytes may never have been flushed before."""
-    if linked != final:
-        linked.rename(final)
-    fsync_path(final)
 
 
 def _record(
@@ -310,63 +282,3 @@ def _record(
         shards=shards,
         indexes=indexes,
     )
-
-
-def write_shard(
-    path: Path, group: str, drafts: Mapping[str, DraftTensor], splits: int, threads: int
-) -> tuple[Shard, dict[str, StoredTensor]]:
-    """Write one new shard and flush it: its facts, and where each tensor lies in it."""
-    specs = {name: draft.spec for name, draft in drafts.items()}
-    order = file_order(specs)
-    header = header_of(specs, order, PLAIN_METADATA)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        placed = write_data(descriptor, header, drafts, order, threads)
-        os.fchmod(descriptor, 0o444)
-        os.fsync(descriptor)
-        status = os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-    header_digest = digest_of(header)
-    digest = shard_digest(header_digest, (chunk for name in order for chunk in placed[name].chunks))
-    return Shard(group, status.st_size, status.st_mtime_ns, header_digest, digest, splits), placed
-
-
-def write_data(
-    descriptor: int, header: bytes, drafts: Mapping[str, DraftTensor], order: Iterable[str], threads: int
-) -> dict[str, StoredTensor]:
-    """Write a header and the tensors after it; every digest is taken of the very bytes that are written."""
-    _write_fully(descriptor, memoryview(header), 0)
-    begins: dict[str, int] = {}
-    position = 0
-    for name in order:
-        begins[name] = position
-        position += drafts[name].spec.nbytes
-
-    def write_one(name: str) -> StoredTensor:
-        spec, begin = drafts[name].spec, begins[name]
-        chunks = _write_tensor(descriptor, drafts[name].read(), len(header) + begin)
-        return StoredTensor(spec.dtype, spec.shape, "", begin, begin + spec.nbytes, chunks)
-
-    return dict(zip(begins, in_parallel(write_one, begins, threads), strict=True))
-
-
-def _write_tensor(descriptor: int, data: memoryview, position: int) -> tuple[str, ...]:
-    # The bounce buffer makes digest and file agree even if somebody changes the tensor meanwhile.
-    bounce = memoryview(bytearray(min(PIECE_BYTES, len(data))))
-    digests = []
-    for begin, end in chunk_ranges(len(data)):
-        state = xxhash.xxh3_128()
-        for at in range(begin, end, PIECE_BYTES):
-            piece = bounce[: min(PIECE_BYTES, end - at)]
-            piece[:] = data[at : at + len(piece)]
-            state.update(piece)
-            _write_fully(descriptor, piece, position + at)
-        digests.append(state.hexdigest())
-    return tuple(digests)
-
-
-def _write_fully(descriptor: int, data: memoryview, position: int) -> None:
-    while data:
-        count = os.pwrite(descriptor, data, position)
-        data, position = data[count:], position + count

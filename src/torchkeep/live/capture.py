@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from torchkeep.errors import FormatError
+from torchkeep.folder.draft import DraftTensor
 from torchkeep.folder.record import Entry, Node
 from torchkeep.folder.values import encode
-from torchkeep.folder.write import DraftTensor
-from torchkeep.live.memory import bytes_of, dtype_name, memory_format_of
+from torchkeep.live.memory import bytes_of, dtype_name, is_fillable, memory_format_of
 from torchkeep.live.modules import class_path, module_facts, named_parameters, named_state
 from torchkeep.live.optimizers import named_optimizer_state
 from torchkeep.tensors import DTYPE_NAMES, KeyPath, TensorSpec, name_of, unused_name
@@ -197,7 +197,7 @@ class _Capture:
             stored = (place.group, unused_name(place.tensor_name, group))
             spec = TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))
             may_change = name_of(place.path) not in place.frozen
-            group[stored[1]] = DraftTensor(spec, may_change, partial(bytes_of, tensor))
+            group[stored[1]] = DraftTensor(spec, may_change, partial(bytes_of, tensor), is_fillable(tensor))
             self.stored[identity] = stored
         node: dict[str, object] = {"$tensor": list(stored)}
         if place.kind != "module":

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from torchkeep.errors import ConflictError
+from torchkeep.folder.draft import Draft
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.record import Record
 from torchkeep.folder.removal import remove
 from torchkeep.folder.runs import metrics_of, read_run, step_name
-from torchkeep.folder.write import Draft, Saved, Staged, finish, stage
+from torchkeep.folder.write import Saved, Staged, finish, stage
 from torchkeep.policies import Candidate, KeepAll, RetentionPolicy, decide
 from torchkeep.verbs.background import SaveHandle
 

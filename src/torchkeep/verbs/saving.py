@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 
 from torchkeep.errors import CorruptError, FormatError, NotFoundError
 from torchkeep.folder.committed import read_record
-from torchkeep.folder.parallel import default_threads
+from torchkeep.folder.draft import Draft
+from torchkeep.folder.parallel import writing_threads
 from torchkeep.folder.record import Node, Record
 from torchkeep.folder.recovery import recover
 from torchkeep.folder.refusals import refuse_foreign, refuse_inside_checkpoint
 from torchkeep.folder.runs import STEP_LIMIT
 from torchkeep.folder.single_file import save_file
 from torchkeep.folder.values import encode
-from torchkeep.folder.write import Draft, Saved, save_folder
+from torchkeep.folder.write import Saved, save_folder
 
 if TYPE_CHECKING:
     from torchkeep.live.capture import Captured
@@ -51,7 +52,7 @@ def save(
             checkpoint that is there is replaced in one step, and what did not change since is linked, not written.
         step: The step last finished, 0 or more.
         metrics: Numbers to remember with it.
-        io_threads: Threads that hash and write; by default one per processor, at most 8.
+        io_threads: Threads that hash and write; by default four per processor, at most 8. 1 is the calling one.
 
     Returns:
         Where it is, the bytes written and linked, and notes (for example on files that could not be linked).
@@ -70,7 +71,7 @@ def save(
     """
     target = _target(path)
     draft = draft_of(saved, step=step, metrics=metrics)
-    threads = io_threads or default_threads()
+    threads = io_threads or writing_threads()
     if target.suffix == ".safetensors":
         return save_file(target, draft, threads)
     parent = None

@@ -1,6 +1,7 @@
 """The arrow between the rooms, and the promise that looking at a file imports no torch.
 
-    errors <- tensors <- { planning | folder | formats } <- live <- distributed <- verbs <- manager <- { cli, ... }
+    errors <- tensors <- { planning | folder | formats } <- arithmetic <- live <- distributed
+           <- verbs <- manager <- { cli, ... }
 
 A room imports only rooms to its left. `rules` and `policies`, at the top, are public faces of `planning` and `folder`.
 """
@@ -22,6 +23,7 @@ ORDER = [
     {"errors"},
     {"tensors"},
     {"planning", "folder", "formats"},
+    {"arithmetic"},
     {"rules", "policies"},
     {"live"},
     {"distributed"},

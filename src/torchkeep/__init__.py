@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torchkeep.rules import Only as Only
     from torchkeep.rules import Rename as Rename
     from torchkeep.rules import Skip as Skip
+    from torchkeep.verbs.diffing import diff as diff
     from torchkeep.verbs.listing import checkpoints as checkpoints
     from torchkeep.verbs.loading import load as load
     from torchkeep.verbs.loading import plan as plan
@@ -54,6 +55,7 @@ _HOMES = {
     "Rename": "rules",
     "Skip": "rules",
     "checkpoints": "verbs.listing",
+    "diff": "verbs.diffing",
     "freeze": "live.freeze",
     "load": "verbs.loading",
     "open": "verbs.opening",

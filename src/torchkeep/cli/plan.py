@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from operator import attrgetter
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ _COLOURS = {
     "adapted": _CYAN,
     "matched": _GREEN,
 }
+_RULE_OPTIONS = ("--rename", "--skip", "--only", "--cast")
 _LABEL = re.compile(rf"  ({'|'.join(_COLOURS)})(?=  |:)")
 
 
@@ -78,24 +79,26 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument(
         "--entry", metavar="KEY", help="where in the checkpoint the weights are, when it cannot be told"
     )
-    rules = parser.add_argument_group("rules")
-    rules.add_argument(
-        "--rename", metavar="OLD=NEW", action=_AddRule, dest="rules", default=[],
-        help="rename tensors of the checkpoint: OLD is how names begin, up to a dot, or else a regular expression; the "
-        "last = divides",
-    )  # fmt: skip
-    rules.add_argument("--skip", metavar="GLOB", action=_AddRule, dest="rules", help="leave these tensors alone")
-    rules.add_argument("--only", metavar="GLOB", action=_AddRule, dest="rules", help="leave all but these alone")
-    rules.add_argument(
-        "--cast",
-        metavar="GLOB",
-        action=_AddRule,
-        dest="rules",
-        nargs="?",
-        help="allow dtypes to narrow (all without GLOB)",
-    )
+    add_rules(parser)
     parser.add_argument("--suggest", action="store_true", help="also print rules that would make it fit, as Python")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON, a row per tensor")
+
+
+def add_rules(parser: argparse.ArgumentParser, options: Collection[str] = _RULE_OPTIONS) -> None:
+    """Add the options that are rules; ``arguments.rules`` has them in the order in which they are given."""
+    rules = parser.add_argument_group("rules")
+    rules.set_defaults(rules=[])
+    about = {
+        "--rename": "rename tensors of the checkpoint: OLD is how names begin, up to a dot, or else a regular "
+        "expression; the last = divides",
+        "--skip": "leave these tensors alone",
+        "--only": "leave all but these alone",
+        "--cast": "allow dtypes to narrow (all without GLOB)",
+    }
+    for option in options:
+        metavar = "OLD=NEW" if option == "--rename" else "GLOB"
+        nargs = "?" if option == "--cast" else None
+        rules.add_argument(option, metavar=metavar, action=_AddRule, dest="rules", nargs=nargs, help=about[option])
 
 
 def run(arguments: argparse.Namespace) -> int:

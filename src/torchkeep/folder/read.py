@@ -86,6 +86,14 @@ class FolderSource:
                 raise self._damaged_tensor(stored, f"{group}.{name}", _said(first, last, fault))
             self._checked.add((spec.key, first))
 
+    def place_of(self, spec: TensorSpec) -> tuple[int, int, int, int]:
+        """Where a tensor's bytes are: device, inode, and the range in the file; equal for what checkpoints share."""
+        group, name = cast("tuple[str, str]", spec.key)
+        stored = self.record.tensors[group][name]
+        descriptor, begin = self._place_of(stored)
+        status = os.fstat(descriptor)
+        return status.st_dev, status.st_ino, begin, begin + stored.nbytes
+
     def check(self, specs: Iterable[TensorSpec], threads: int = 1) -> None:
         """Check the digests of some tensors without keeping their bytes.
 

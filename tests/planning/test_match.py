@@ -5,7 +5,7 @@ from types import MappingProxyType
 import pytest
 
 from torchkeep.planning import Pair, make_plan
-from torchkeep.planning.match import widens
+from torchkeep.planning.widening import widens
 from torchkeep.rules import Cast, Only, Rename, Skip
 from torchkeep.tensors import TensorSpec
 

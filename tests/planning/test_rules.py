@@ -2,7 +2,7 @@
 
 import pytest
 
-from torchkeep.planning.rules import exact_glob, matches
+from torchkeep.planning.globs import exact_glob, matches
 from torchkeep.rules import Cast, Only, Rename, Skip
 
 

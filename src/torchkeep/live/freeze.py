@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from torchkeep.live.modules import CheckpointNames, StandStill, named_modules, named_parameters, stands_still
-from torchkeep.planning.rules import matches
+from torchkeep.planning.globs import matches
 
 
 def freeze(model: nn.Module, *names: str, batch_norm: bool = False) -> tuple[str, ...]:

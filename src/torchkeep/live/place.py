@@ -12,18 +12,73 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torchkeep.folder.parallel import in_parallel
+from torchkeep.live.adapt import fitting, make_tensor
 from torchkeep.live.build import Builder
 from torchkeep.live.memory import spec_of
 from torchkeep.live.modules import CheckpointNames, loads_by_itself, materialise, named_state, unwrap
+from torchkeep.planning.recipes import Part, Recipe
+from torchkeep.planning.rows import Row
+from torchkeep.planning.rules import Casting
 from torchkeep.tensors import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One tensor of a plan on its way into one of a model: the name there, and what to read."""
+    """One tensor of a plan on its way into one of a model.
+
+    Attributes:
+        name: The name there.
+        recipe: What is read, and how the tensor is made of it.
+        casting: What happens to values that the model's dtype does not have, where that may be.
+    """
 
     name: str
-    spec: TensorSpec
+    recipe: Recipe
+    casting: Casting | None = None
+
+    def put(self, target: torch.Tensor, builder: Builder) -> None:
+        """Fill the memory of a live tensor; read straight into it where it is the tensor of the file."""
+        if isinstance(self.recipe, Part) and self.casting is None:
+            builder.fill(self.recipe.spec, target)
+            return
+        with torch.no_grad():
+            target.copy_(self.value(target, builder).reshape(target.shape))
+
+    def value(self, target: torch.Tensor, builder: Builder) -> torch.Tensor:
+        """What arrives in a live tensor, on the CPU; the tensor itself is left as it is.
+
+        Raises:
+            ValueError: There are values that `casting` refuses.
+        """
+        if isinstance(self.recipe, Part):
+            made = builder.read(self.recipe.spec)
+        else:
+            made = make_tensor(self.recipe, lambda part: builder.read(part.spec), target)
+        return made if self.casting is None else fitting(made, target.dtype, self.casting)
+
+
+def placements_of(rows: Sequence[Row]) -> list[Placement]:
+    """The placements of matched rows."""
+    return [Placement(row.name, row.recipe, row.casting) for row in rows if row.recipe is not None]
+
+
+def lossy_casts(
+    target: nn.Module | Mapping[str, torch.Tensor], placements: Sequence[Placement], builder: Builder, threads: int
+) -> list[str]:
+    """What the policies of casts refuse among the values that would arrive, a line for each tensor."""
+    live = named_state(target) if isinstance(target, nn.Module) else target
+
+    def fault(placement: Placement) -> str:
+        tensor = live[placement.name]
+        if isinstance(tensor, torch.Tensor):
+            try:
+                placement.value(tensor, builder)
+            except ValueError as error:
+                return f"{placement.name}: {error}"
+        return ""
+
+    narrowing = [each for each in placements if each.casting not in {None, Casting.SATURATE}]
+    return list(filter(None, in_parallel(fault, narrowing, threads)))
 
 
 def model_specs(target: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, TensorSpec]:
@@ -79,7 +134,7 @@ def place_in_mapping(
 
     def fill(group: Mapping[object, Placement]) -> None:
         for placement in group.values():
-            builder.fill(placement.spec, target[placement.name])
+            placement.put(target[placement.name], builder)
 
     in_parallel(fill, by_storage.values(), threads)
 
@@ -103,8 +158,8 @@ def place_in_module(
     live = {name: tensor for name, tensor in named_state(module).items() if isinstance(tensor, torch.Tensor)}
     place_in_mapping(live, [each for each in placements if not live[each.name].is_meta], builder, threads)
     # Tied ones are one object: by identity each is made once.
-    absent = {target: p.spec for p in placements if (target := live[p.name]).is_meta}
-    materialise(module, {t: builder.read(spec).to(builder.device, t.dtype) for t, spec in absent.items()})
+    absent = {target: placement for placement in placements if (target := live[placement.name]).is_meta}
+    materialise(module, {t: each.value(t, builder).to(builder.device, t.dtype) for t, each in absent.items()})
     return []
 
 
@@ -118,7 +173,8 @@ def _load_through(
     live_name = {names(name): name for name in state}
     is_absent = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
     for placement in placements:
-        target, value = state[live_name[placement.name]], builder.read(placement.spec)
+        target = state[live_name[placement.name]]
+        value = placement.value(target, builder)
         state[live_name[placement.name]] = value.to(builder.device, target.dtype) if is_absent else value
     state.update({live_name.get(name, name): value for name, value in extra_state.items()})
     try:

@@ -15,8 +15,8 @@ from torchkeep.folder.read import FolderSource
 from torchkeep.folder.record import Entry
 from torchkeep.live.capture import Stateful
 from torchkeep.live.modules import class_path, counters, loads_by_itself, module_facts, named_parameters, unwrap
+from torchkeep.live.optimizer_state import loads_by_itself as optimizer_loads_by_itself
 from torchkeep.live.optimizers import Owners, SavedOptimizer, live_specs, optimizer_parameters, read_optimizer
-from torchkeep.live.optimizers import loads_by_itself as optimizer_loads_by_itself
 from torchkeep.live.place import model_specs, tied_names, unfit_memory
 from torchkeep.planning.paths import resolve
 from torchkeep.planning.rows import Pair

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 from torchkeep.errors import PlanError
 from torchkeep.planning import report
-from torchkeep.planning.match import match, rename
+from torchkeep.planning.match import arrange, match
+from torchkeep.planning.regrouping import Fuse, Split
 from torchkeep.planning.rows import Pair, Row, Status
-from torchkeep.planning.rules import Cast, Only, Rename, Rule, Skip
+from torchkeep.planning.rules import Rename, Rule
 from torchkeep.planning.suggest import suggest
 from torchkeep.tensors import TensorSpec
 
@@ -48,9 +49,8 @@ class LoadPlan:
 
     @property
     def coverage(self) -> float:
-        """The share of the models' elements that is matched; 1.0 when there are none. Optimizers do not count."""
-        model_rows = [row for row in self._counting_rows() if row.model is not None]
-        return _share([row for row in model_rows if row.status is Status.MATCHED], model_rows, "model")
+        """The share of the models' elements that arrives; 1.0 when there are none. Optimizers do not count."""
+        return _share_of_model(list(self._counting_rows()))
 
     @property
     def matched_count(self) -> int:
@@ -64,13 +64,13 @@ class LoadPlan:
 
     @property
     def loaded(self) -> tuple[str, ...]:
-        """Names in the model that arrive; with several models ``"entry.name"``."""
-        return tuple(self._model_name(row) for row in self._counting_rows() if row.status is Status.MATCHED)
+        """Names in the model that arrive with all their elements; with several models ``"entry.name"``."""
+        return tuple(self._model_name(row) for row in self._counting_rows() if _arrives(row))
 
     @property
     def fresh(self) -> tuple[str, ...]:
-        """Names in the model that are left as they are; with several models ``"entry.name"``."""
-        rows = (row for row in self._counting_rows() if row.model is not None and row.status is not Status.MATCHED)
+        """Names in the model that are left as they are, in whole or in part; with several models ``"entry.name"``."""
+        rows = (row for row in self._counting_rows() if row.model is not None and not _arrives(row))
         return tuple(self._model_name(row) for row in rows)
 
     def suggest(self) -> tuple[Rule, ...]:
@@ -117,7 +117,7 @@ class LoadPlan:
         for entry, pair in self.pairs.items():
             rows = [row for row in self.rows if row.entry == entry and row.status is not Status.SKIPPED]
             matched = [row for row in rows if row.status is Status.MATCHED]
-            of_model, of_checkpoint = _share(matched, rows, "model"), _share(matched, rows, "checkpoint")
+            of_model, of_checkpoint = _share_of_model(rows), _share_of_checkpoint(matched, rows)
             if pair.counts and max(of_model, of_checkpoint) < min_coverage:
                 found = (
                     f"{report.percent(of_model)} of {pair.target}, {report.percent(of_checkpoint)} of the checkpoint"
@@ -194,25 +194,37 @@ def make_plan(pairs: Mapping[str, Pair], rules: Sequence[Rule], *, source: str) 
 
 def _require_rules(rules: object) -> None:
     given = rules if isinstance(rules, (list, tuple)) else [rules]
-    wrong = [each for each in given if not isinstance(each, (Rename, Skip, Only, Cast))]
+    wrong = [each for each in given if not isinstance(each, get_args(Rule))]
     if wrong or given is not rules:
         raise TypeError(f'rules is a list of rules, as [Skip("fc")]; not {", ".join(map(repr, wrong or given))}')
 
 
 def _idle(pairs: Mapping[str, Pair], rules: Sequence[Rule], rows: Sequence[Row]) -> Iterator[Rule]:
-    """What of the rules matched nothing. A rename sees what those before it made, the rest see resulting names."""
+    """What of the rules matched nothing. Those that make names see what the ones before made, the rest the result."""
     for index, rule in enumerate(rules):
         entries = [entry for entry in pairs if rule.acts_on(entry)]
-        if isinstance(rule, Rename):
-            seen = (rename(pairs[entry].checkpoint, rules[:index], entry).values() for entry in entries)
-            yield from rule.idle({name for names in seen for name in names})
+        if isinstance(rule, (Rename, Fuse, Split)):
+            seen = [arrange(pairs[entry].checkpoint, rules[:index], entry) for entry in entries]
+            if isinstance(rule, Rename):
+                yield from rule.idle({offer.name for offers in seen for offer in offers})
+            elif all(rule.regroup(offers) == offers for offers in seen):
+                yield rule
         else:
             yield from rule.idle({row.name for row in rows if row.entry in entries})
 
 
-def _share(matched: Sequence[Row], rows: Sequence[Row], side: str) -> float:
-    total = sum(spec.numel for row in rows if (spec := getattr(row, side)) is not None)
-    return sum(spec.numel for row in matched if (spec := getattr(row, side)) is not None) / total if total else 1.0
+def _arrives(row: Row) -> bool:
+    return row.model is not None and row.status is Status.MATCHED and row.arriving_elements == row.model.numel
+
+
+def _share_of_model(rows: Sequence[Row]) -> float:
+    total = sum(row.model.numel for row in rows if row.model is not None)
+    return sum(row.arriving_elements for row in rows) / total if total else 1.0
+
+
+def _share_of_checkpoint(matched: Sequence[Row], rows: Sequence[Row]) -> float:
+    total = sum(row.checkpoint.numel for row in rows if row.checkpoint is not None)
+    return sum(row.checkpoint.numel for row in matched if row.checkpoint is not None) / total if total else 1.0
 
 
 def _require_share(name: str, value: float) -> None:

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
+from torchkeep.planning.adaptations import ADAPTATIONS, DoesNotFitError
+from torchkeep.planning.recipes import Part, Recipe, needs_initial, spec_of, steps
+from torchkeep.planning.regrouping import Fuse, Offer, Split
 from torchkeep.planning.rows import Change, Pair, Row, Status
 from torchkeep.planning.rules import Cast, Only, Rename, Rule, Skip
+from torchkeep.planning.widening import widens
 from torchkeep.tensors import TensorSpec
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-
-# Integers: (signed, bits of magnitude). Floats: (bits of significand, largest exponent, smallest exponent of a value).
-_INTEGERS = {
-    "bool": (False, 1),
-    "uint8": (False, 8),
-    "uint16": (False, 16),
-    "uint32": (False, 32),
-    "uint64": (False, 64),
-    "int8": (True, 7),
-    "int16": (True, 15),
-    "int32": (True, 31),
-    "int64": (True, 63),
-}
-_WIDE_FLOATS = {
-    "float16": (11, 15, -24),
-    "bfloat16": (8, 127, -133),
-    "float32": (24, 127, -149),
-    "float64": (53, 1023, -1074),
-}
-_FLOATS = _WIDE_FLOATS | {
-    "float8_e4m3fn": (4, 8, -9),
-    "float8_e4m3fnuz": (4, 7, -10),
-    "float8_e5m2": (3, 15, -16),
-    "float8_e5m2fnuz": (3, 15, -17),
-    "float8_e8m0fnu": (1, 127, -127),
-}
-_COMPLEX = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
+LONGEST_RULE = 80
+# What a parametrization calls the tensor it computes from; weight_norm's pair by the names of its older form.
+_PARAMETRIZED = re.compile(r"(?<![^.])parametrizations\.([^.]+)\.original([01]?)(?![^.])")
+_OLDER_FORM = {"": "", "0": "_g", "1": "_v"}
+Claim = TypeVar("Claim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,67 +32,41 @@ class Matching:
     collisions: tuple[str, ...]
 
 
-def widens(source: str, target: str) -> bool:
-    """Whether every value of one dtype is a value of another; dtypes are torch's names without ``torch.``.
-
-    Example:
-        >>> widens("bfloat16", "float32"), widens("int64", "float32"), widens("float16", "bfloat16")
-        (True, False, False)
-    """
-    if source == target:
-        return True
-    if source in _COMPLEX and target in _COMPLEX:
-        return widens(_COMPLEX[source], _COMPLEX[target])
-    if source in _INTEGERS:
-        signed, bits = _INTEGERS[source]
-        if target in _INTEGERS:
-            target_signed, target_bits = _INTEGERS[target]
-            return bits <= target_bits and target_signed >= signed
-        return target in _WIDE_FLOATS and bits <= _WIDE_FLOATS[target][0]
-    if source in _FLOATS and target in _WIDE_FLOATS:
-        significand, largest, smallest = _FLOATS[source]
-        to_significand, to_largest, to_smallest = _WIDE_FLOATS[target]
-        return significand <= to_significand and largest <= to_largest and smallest >= to_smallest
-    return False
-
-
-def rename(names: Iterable[str], rules: Sequence[Rule], entry: str) -> dict[str, str]:
-    """Every checkpoint name of an entry with its name after the renames, in the order of the names."""
-    renames = [rule for rule in rules if isinstance(rule, Rename) and rule.acts_on(entry)]
-    resulting: dict[str, str] = {}
-    for name in names:
-        new = name
-        for rule in renames:
-            new = rule.apply(new)
-        resulting[name] = new
-    return resulting
+def arrange(checkpoint: Mapping[str, TensorSpec | None], rules: Sequence[Rule], entry: str) -> list[Offer]:
+    """What an entry offers under which names, once `Rename`, `Fuse` and `Split` have acted in their order."""
+    offers = [Offer(name, name, None if spec is None else Part(name, spec)) for name, spec in checkpoint.items()]
+    for rule in rules:
+        if isinstance(rule, Rename) and rule.acts_on(entry):
+            offers = [replace(offer, name=rule.apply(offer.name)) for offer in offers]
+        elif isinstance(rule, (Fuse, Split)) and rule.acts_on(entry):
+            offers = rule.regroup(offers)
+    return offers
 
 
 def match(entry: str, pair: Pair, rules: Sequence[Rule]) -> Matching:
     """Decide for every tensor of both sides what becomes of it."""
     active = [rule for rule in rules if rule.acts_on(entry)]
-    resulting = rename(pair.checkpoint, active, entry)
-    claims: dict[str, list[str]] = defaultdict(list)
-    for checkpoint_name, name in resulting.items():
-        claims[name].append(checkpoint_name)
+    claims: dict[str, list[Offer]] = defaultdict(list)
+    for offer in arrange(pair.checkpoint, active, entry):
+        claims[offer.name].append(offer)
     claimed = {name: claimants[0] for name, claimants in claims.items() if len(claimants) == 1}
     found = _found(claimed, pair.model, contested=claims.keys() - claimed.keys())
 
-    rows = [_row(entry, pair, name, found.get(name), resulting, active) for name in pair.model]
-    taken = set(found.values())
-    for checkpoint_name, name in resulting.items():
-        if checkpoint_name not in taken:
-            rows.append(_checkpoint_row(entry, pair, name, checkpoint_name, claims[name], active))
+    rows = [_row(entry, pair, name, found.get(name), active) for name in pair.model]
+    taken = {offer.name for offer in found.values()}
+    for name, claimants in claims.items():
+        if name not in taken:
+            rows += [_checkpoint_row(entry, pair, offer, claimants, active) for offer in claimants]
     collisions = tuple(
-        f"{' and '.join(claimants)} are both renamed to {name}"
+        f"{_sources(claimants)} are both renamed to {name}"
         for name, claimants in claims.items()
         if len(claimants) > 1 and _skipping_rule(name, active) is None
     )
     return Matching(tuple(rows), collisions)
 
 
-def _found(claimed: Mapping[str, str], model: Iterable[str], contested: Iterable[str]) -> dict[str, str]:
-    """Model name to checkpoint name, for each tensor that exists on both sides."""
+def _found(claimed: Mapping[str, Claim], model: Iterable[str], contested: Iterable[str]) -> dict[str, Claim]:
+    """Model name to what the checkpoint has for it, for each tensor that exists on both sides."""
     model_names = list(model)
     if not contested:
         uniform = _uniformly_wrapped(claimed, model_names)
@@ -116,8 +74,8 @@ def _found(claimed: Mapping[str, str], model: Iterable[str], contested: Iterable
             return uniform
     found = {name: claimed[name] for name in model_names if name in claimed}
     # A name without wrappers must be the only one of its kind on either side: nothing is guessed.
-    in_model = _by_unwrapped_name(model_names)
-    in_checkpoint = _by_unwrapped_name([*claimed, *contested])
+    in_model = _by_canonical_name(model_names)
+    in_checkpoint = _by_canonical_name([*claimed, *contested])
     for unwrapped, names in in_model.items():
         others = in_checkpoint.get(unwrapped, [])
         if len(names) == len(others) == 1 and names[0] not in found and others[0] in claimed:
@@ -125,7 +83,7 @@ def _found(claimed: Mapping[str, str], model: Iterable[str], contested: Iterable
     return found
 
 
-def _uniformly_wrapped(claimed: Mapping[str, str], model: Sequence[str]) -> dict[str, str] | None:
+def _uniformly_wrapped(claimed: Mapping[str, Claim], model: Sequence[str]) -> dict[str, Claim] | None:
     """A whole side that stands inside one wrapper, when without it all names agree and with it they do not.
 
     It goes before exact names: inside a wrapper, ``module.a`` is ``a``, even where the model has a child ``module``.
@@ -151,84 +109,133 @@ def _peeled(names: Sequence[str]) -> Iterator[Sequence[str]]:
         yield names
 
 
-def _by_unwrapped_name(names: Iterable[str]) -> dict[str, list[str]]:
+def _by_canonical_name(names: Iterable[str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        groups[".".join(segment for segment in name.split(".") if segment not in WRAPPERS)].append(name)
+        groups[_canonical(name)].append(name)
     return groups
 
 
-def _row(
-    entry: str,
-    pair: Pair,
-    name: str,
-    checkpoint_name: str | None,
-    resulting: Mapping[str, str],
-    rules: Sequence[Rule],
-) -> Row:
+def _canonical(name: str) -> str:
+    """A name without what wrappers and parametrizations add anywhere in it."""
+    plain = _PARAMETRIZED.sub(lambda found: found[1] + _OLDER_FORM[found[2]], name)
+    return ".".join(segment for segment in plain.split(".") if segment not in WRAPPERS)
+
+
+def _row(entry: str, pair: Pair, name: str, offer: Offer | None, rules: Sequence[Rule]) -> Row:
     spec = pair.model[name]
-    saved = None if checkpoint_name is None else pair.checkpoint[checkpoint_name]
     skipping = _skipping_rule(name, rules)
     if skipping is not None:
-        return Row(entry, name, checkpoint_name, Status.SKIPPED, (), saved, spec, f"{pair.unloaded}: {skipping!r}")
-    if checkpoint_name is None:
-        if name in pair.optional:
-            reason = f"{pair.unloaded}: {pair.optional[name]}"
-            return Row(entry, name, None, Status.SKIPPED, (), None, spec, reason)
+        reason = f"{pair.unloaded}: {skipping!r}"
+        return _with_offer(Row(entry, name, None, Status.SKIPPED, (), None, spec, reason), offer)
+    if offer is None and name in pair.optional:
+        reason = f"{pair.unloaded}: {pair.optional[name]}"
+        return Row(entry, name, None, Status.SKIPPED, (), None, spec, reason)
+    if offer is None:
         reason = f"{pair.unloaded}: no such tensor in the checkpoint"
         return Row(entry, name, None, Status.ONLY_IN_MODEL, (), None, spec, reason)
-    status, changes, reasons = _fit(name, pair, saved, rules)
-    if checkpoint_name != name:
-        changes = (Change.RENAMED, *changes)
-        by = "Rename" if resulting[checkpoint_name] == name else "wrapper segments of the names differ"
-        reasons = (f"{checkpoint_name} in the checkpoint ({by})", *reasons)
-    if status is not Status.MATCHED:
-        return Row(entry, name, checkpoint_name, status, (), saved, spec, f"{pair.unloaded}: {reasons[-1]}")
-    reason = "; ".join(reasons) or "loads as it was saved"
-    return Row(entry, name, checkpoint_name, status, changes, saved, spec, reason)
+    row = _with_offer(_fit(Row(entry, name, None, Status.MATCHED, (), None, spec, ""), pair, offer, rules), offer)
+    if row.status is not Status.MATCHED:
+        return replace(row, reason=f"{pair.unloaded}: {row.reason}")
+    if offer.source != name and isinstance(offer.recipe, Part | None):
+        by = "Rename" if offer.name == name else _said_of_names(offer.name, name)
+        reasons = (f"{offer.source} in the checkpoint ({by})", row.reason)
+        row = replace(row, changes=(Change.RENAMED, *row.changes), reason="; ".join(filter(None, reasons)))
+    elif not isinstance(offer.recipe, Part | None):
+        row = replace(row, reason=f"from {offer.source}: {row.reason}")
+    return row if row.reason else replace(row, reason="loads as it was saved")
 
 
-def _fit(
-    name: str, pair: Pair, saved: TensorSpec | None, rules: Sequence[Rule]
-) -> tuple[Status, tuple[Change, ...], tuple[str, ...]]:
-    """Status, changes and reasons of two tensors that belong together by name."""
-    spec = pair.model[name]
-    if saved is None:
-        return Status.MATCHED, (), ()
+def _said_of_names(old: str, new: str) -> str:
+    if _PARAMETRIZED.search(old) or _PARAMETRIZED.search(new):
+        return "a parametrization is on one side"
+    return "wrapper segments of the names differ"
+
+
+def _with_offer(row: Row, offer: Offer | None) -> Row:
+    if offer is None:
+        return row
+    recipe = offer.recipe if row.recipe is None else row.recipe
+    saved = None if offer.recipe is None else spec_of(offer.recipe)
+    return replace(row, checkpoint_name=offer.source, checkpoint=saved, resulting_name=offer.name, recipe=recipe)
+
+
+def _fit(row: Row, pair: Pair, offer: Offer, rules: Sequence[Rule]) -> Row:
+    """The row of two tensors that belong together by name, with what has to be done so that they fit."""
+    spec = pair.model[row.name]
+    if offer.recipe is None:
+        return row
+    recipe, refusals = _adapted(row.name, offer.recipe, spec, rules)
     changes: list[Change] = []
     reasons: list[str] = []
-    if saved.shape != spec.shape:
+    if not isinstance(recipe, Part):
+        changes.append(Change.ADAPTED)
+        reasons += steps(recipe)
+    if pair.counts and spec.device == "meta" and needs_initial(recipe):
+        refusals.append('the model is on the meta device and has no initial values to keep: fill="zero" or "mean"')
+    if refusals or recipe.shape != spec.shape:
         # torch, too, takes one element in a list of one for a scalar: old versions saved scalars so.
-        if (saved.shape, spec.shape) != ((1,), ()):
-            return Status.SHAPE_DIFFERS, (), (f"shape {saved.shape} in the checkpoint, {spec.shape} in the model",)
+        if refusals or (recipe.shape, spec.shape) != ((1,), ()):
+            saved = f"{recipe.shape} made of it" if recipe != offer.recipe else f"{recipe.shape} in the checkpoint"
+            reason = f"shape {saved}, {spec.shape} in the model"
+            status, refusal = Status.SHAPE_DIFFERS, "; ".join(refusals)
+            return replace(row, status=status, reason="; ".join([reason, *refusals]), refusal=refusal)
         changes.append(Change.ADAPTED)
         reasons.append("one element becomes a scalar")
-    if pair.counts and saved.dtype != spec.dtype:
-        step = f"{saved.dtype} to {spec.dtype}"
-        if widens(saved.dtype, spec.dtype):
-            reasons.append(f"{step} keeps every value")
-        else:
-            allowing = next((rule for rule in rules if isinstance(rule, Cast) and rule.matches(name)), None)
-            if allowing is None:
-                return Status.DTYPE_DIFFERS, (), (f"narrowing {step} needs Cast()",)
-            reasons.append(f"{step} by {allowing!r}")
-        changes.append(Change.CAST)
-    return Status.MATCHED, tuple(changes), tuple(reasons)
+    row = replace(row, changes=tuple(changes), reason="; ".join(reasons), recipe=recipe)
+    return _cast(row, spec_of(recipe).dtype, rules) if pair.counts else row
 
 
-def _checkpoint_row(
-    entry: str, pair: Pair, name: str, checkpoint_name: str, claimants: Sequence[str], rules: Sequence[Rule]
-) -> Row:
-    saved = pair.checkpoint[checkpoint_name]
-    skipping = _skipping_rule(name, rules)
+def _adapted(name: str, recipe: Recipe, wanted: TensorSpec, rules: Sequence[Rule]) -> tuple[Recipe, list[str]]:
+    """What the rules make of a tensor, and why those that were meant for it could not act."""
+    refusals: list[str] = []
+    for rule in rules:
+        if isinstance(rule, ADAPTATIONS) and rule.matches(name):
+            try:
+                recipe = rule.adapt(recipe, wanted)
+            except DoesNotFitError as error:
+                refusals.append(f"{_shown(rule)} cannot act: {error}")
+    return recipe, refusals
+
+
+def _shown(rule: Rule) -> str:
+    code = repr(rule)
+    return code if len(code) <= LONGEST_RULE else f"{type(rule).__name__}(...)"
+
+
+def _cast(row: Row, saved: str, rules: Sequence[Rule]) -> Row:
+    wanted = saved if row.model is None else row.model.dtype
+    if saved == wanted:
+        return row
+    step = f"{saved} to {wanted}"
+    if widens(saved, wanted):
+        how, casting = f"{step} keeps every value", None
+    else:
+        allowing = next((rule for rule in rules if isinstance(rule, Cast) and rule.matches(row.name)), None)
+        if allowing is None:
+            reason = f"narrowing {step} needs Cast()"
+            return replace(row, status=Status.DTYPE_DIFFERS, changes=(), reason=reason)
+        how, casting = f"{step} by {allowing!r}", allowing.policy
+    reason = "; ".join(filter(None, (row.reason, how)))
+    return replace(row, changes=(*row.changes, Change.CAST), reason=reason, casting=casting)
+
+
+def _checkpoint_row(entry: str, pair: Pair, offer: Offer, claimants: Sequence[Offer], rules: Sequence[Rule]) -> Row:
+    skipping = _skipping_rule(offer.name, rules)
+    status = Status.SKIPPED
     if skipping is not None:
-        return Row(entry, name, checkpoint_name, Status.SKIPPED, (), saved, None, f"not loaded: {skipping!r}")
-    if name in pair.optional:
-        return Row(entry, name, checkpoint_name, Status.SKIPPED, (), saved, None, f"not loaded: {pair.optional[name]}")
-    reason = "not loaded: no such tensor in the model"
-    if len(claimants) > 1:
-        reason = f"not loaded: {' and '.join(claimants)} are both renamed to it"
-    return Row(entry, name, checkpoint_name, Status.ONLY_IN_CHECKPOINT, (), saved, None, reason)
+        reason = f"not loaded: {skipping!r}"
+    elif offer.name in pair.optional:
+        reason = f"not loaded: {pair.optional[offer.name]}"
+    elif len(claimants) > 1:
+        status, reason = Status.ONLY_IN_CHECKPOINT, f"not loaded: {_sources(claimants)} are both renamed to it"
+    else:
+        status, reason = Status.ONLY_IN_CHECKPOINT, "not loaded: no such tensor in the model"
+    return _with_offer(Row(entry, offer.name, None, status, (), None, None, reason), offer)
+
+
+def _sources(claimants: Sequence[Offer]) -> str:
+    return " and ".join(offer.source for offer in claimants)
 
 
 def _skipping_rule(name: str, rules: Sequence[Rule]) -> Rule | None:

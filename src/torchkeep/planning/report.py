@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from torchkeep.errors import PlanError
+from torchkeep.planning.recipes import steps
 from torchkeep.planning.rows import DIFFERENCES, Change, Row, Status
 from torchkeep.planning.subtrees import Subtree, fold
 from torchkeep.tensors import TensorSpec, format_bytes
@@ -151,7 +152,9 @@ def _difference_cells(plan: LoadPlan, subtree: Subtree, rows: Sequence[Row]) -> 
     sides = {_sides(row) for row in rows}
     if len(sides) == 1 and (both := sides.pop()) is not None:
         counted = f", {_count(rows)}" if len(rows) > 1 else ""
-        return [_label(rows[0].status), f"{both[0]} -> {both[1]}{counted}", _consequence(plan, rows)]
+        refusals = {row.refusal for row in rows}
+        why = f": {refusals.pop()}" if len(refusals) == 1 and refusals != {""} else ""
+        return [_label(rows[0].status), f"{both[0]} -> {both[1]}{counted}", _consequence(plan, rows) + why]
     return [_label(rows[0].status), _amount(subtree, rows), _consequence(plan, rows)]
 
 
@@ -175,8 +178,8 @@ def _change_cells(plan: LoadPlan) -> Iterator[list[str]]:
             renamed[_differing_beginnings(row.checkpoint_name, row.name)].append(row)
         if Change.CAST in row.changes and row.checkpoint is not None and row.model is not None:
             others["cast", f"{row.checkpoint.dtype} -> {row.model.dtype}"].append(row)
-        if Change.ADAPTED in row.changes:
-            others["adapted", "one element -> scalar"].append(row)
+        if Change.ADAPTED in row.changes and row.recipe is not None:
+            others["adapted", "; ".join(steps(row.recipe)) or "one element -> scalar"].append(row)
     for (old, new), rows in renamed.items():
         alone = len(rows) == 1
         name = f"{rows[0].checkpoint_name} -> {rows[0].name}" if alone else f"{old}* -> {new}*"

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
+from torchkeep.planning.recipes import Part, Recipe, arriving_elements, parts_of
+from torchkeep.planning.rules import Casting
 from torchkeep.tensors import TensorSpec
 
 Kind: TypeAlias = Literal["module", "optimizer", "tensors"]
@@ -71,17 +73,21 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One tensor of the plan; every name of either side is in exactly one row.
+    """One tensor of the plan. Every name of either side is in one row; that of a tensor that is divided, in several.
 
     Attributes:
         entry: The key of its `Pair`.
         name: The model's name, or the checkpoint's after the rules when it exists only there.
-        checkpoint_name: The name in the file; None when it exists only in the model.
+        checkpoint_name: The name in the file, several joined by ``" + "``; None when it exists only in the model.
         status: What becomes of it.
         changes: How it arrives other than as saved.
-        checkpoint: What the file holds; None when absent or unknown.
+        checkpoint: What the file offers under that name; None when absent or unknown.
         model: What the model has; None when absent.
         reason: Why, and what happens.
+        resulting_name: The checkpoint's name after the rules; None when it exists only in the model.
+        recipe: How what arrives is made from tensors of the file; None when nothing arrives or its shape is unknown.
+        casting: What happens to values that the model's dtype does not have, where that may be.
+        refusal: Why rules that were meant to make it fit cannot; "" when none was.
     """
 
     entry: str
@@ -92,8 +98,24 @@ class Row:
     checkpoint: TensorSpec | None
     model: TensorSpec | None
     reason: str
+    resulting_name: str | None = None
+    recipe: Recipe | None = None
+    casting: Casting | None = None
+    refusal: str = ""
 
     @property
     def differs(self) -> bool:
         """Whether a strict load refuses because of it."""
         return self.status in DIFFERENCES
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The tensors of the file that are needed for it."""
+        return () if self.recipe is None else parts_of(self.recipe)
+
+    @property
+    def arriving_elements(self) -> int:
+        """How many elements of the model's tensor come from the file."""
+        if self.status is not Status.MATCHED or self.model is None:
+            return 0
+        return self.model.numel if self.recipe is None else arriving_elements(self.recipe)

@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import Self, TypeAlias
+from enum import StrEnum
+from typing import ClassVar, TypeAlias
 
-__all__ = ["Cast", "Only", "Rename", "Rule", "Skip", "exact_glob", "is_bare", "matches"]
-
-_WILDCARD = re.compile(r"[*?\[]")
-
-
-def matches(glob: str, name: str) -> bool:
-    """Whether a glob means a tensor's name; case counts.
-
-    ``*`` crosses dots, ``?`` is one character, ``[...]`` one of a set. A glob without any of these means the name
-    itself or everything below it.
-
-    Example:
-        >>> matches("fc", "fc.weight"), matches("fc", "fc2.weight"), matches("*.bias", "layer1.0.bias")
-        (True, False, True)
-    """
-    if not is_bare(glob):
-        return fnmatchcase(name, glob)
-    return name == glob or name.startswith(f"{glob}.")
-
-
-def is_bare(glob: str) -> bool:
-    """Whether a glob has no wildcard, so that it means a name and what is below it."""
-    return _WILDCARD.search(glob) is None
-
-
-def exact_glob(name: str) -> str:
-    """The glob that means this name, and neither its subtree nor what its wildcard characters would.
-
-    Example:
-        >>> exact_glob("a[0]"), exact_glob("fc")
-        ('a[[]0]', 'f[c]')
-    """
-    escaped = _WILDCARD.sub(r"[\g<0>]", name)
-    return escaped if escaped != name else re.sub(r"[^!](?=!*$)", r"[\g<0>]", name)
+from torchkeep.planning.adaptations import Adaptation
+from torchkeep.planning.globs import Globs, entry_text, mode_of, quoted, require_strings
+from torchkeep.planning.regrouping import Regrouping
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -78,12 +46,12 @@ class Rename:
         if isinstance(pattern, Mapping):
             if replacement is not None:
                 raise TypeError("Rename takes a mapping of names alone, or a pattern and a replacement")
-            _require_strings("Rename", *pattern.keys(), *pattern.values(), entry=entry)
+            require_strings("Rename", *pattern.keys(), *pattern.values(), entry=entry)
             regex, new_names = None, dict(pattern)
         else:
             if replacement is None:
                 raise TypeError("Rename needs a replacement: Rename(pattern, replacement), or Rename({old: new})")
-            _require_strings("Rename", pattern, replacement, entry=entry)
+            require_strings("Rename", pattern, replacement, entry=entry)
             _require_compiles(pattern, replacement)
             regex, new_names = pattern, {}
         object.__setattr__(self, "pattern", regex)
@@ -110,45 +78,13 @@ class Rename:
 
     def __repr__(self) -> str:
         if self.pattern is None or self.replacement is None:
-            inside = "{" + ", ".join(f"{_quoted(old)}: {_quoted(new)}" for old, new in self.names) + "}"
+            inside = "{" + ", ".join(f"{quoted(old)}: {quoted(new)}" for old, new in self.names) + "}"
         else:
-            inside = f"{_quoted(self.pattern)}, {_quoted(self.replacement)}"
-        return f"Rename({inside}{_entry_text(self.entry)})"
+            inside = f"{quoted(self.pattern)}, {quoted(self.replacement)}"
+        return f"Rename({inside}{entry_text(self.entry)})"
 
 
-@dataclass(frozen=True, init=False, repr=False)
-class _Globs:
-    """Globs on resulting names, and the entry they are limited to."""
-
-    globs: tuple[str, ...]
-    entry: str | None
-
-    def __init__(self, *globs: str, entry: str | None = None) -> None:
-        _require_strings(type(self).__name__, *globs, entry=entry)
-        if not globs and not isinstance(self, Cast):
-            raise ValueError(f'{type(self).__name__} needs at least one glob, for example {type(self).__name__}("fc")')
-        object.__setattr__(self, "globs", globs)
-        object.__setattr__(self, "entry", entry)
-
-    def matches(self, name: str) -> bool:
-        """Whether any glob means the name."""
-        return any(matches(glob, name) for glob in self.globs)
-
-    def acts_on(self, entry: str) -> bool:
-        """Whether this rule is meant for an entry."""
-        return self.entry is None or self.entry == entry
-
-    def idle(self, names: Collection[str]) -> tuple[Self, ...]:
-        """The parts of this rule that mean none of the names it acts on."""
-        alone = (type(self)(glob, entry=self.entry) for glob in self.globs)
-        return tuple(rule for rule in alone if not any(rule.matches(name) for name in names))
-
-    def __repr__(self) -> str:
-        inside = ", ".join(_quoted(glob) for glob in self.globs) + _entry_text(self.entry)
-        return f"{type(self).__name__}({inside.removeprefix(', ')})"
-
-
-class Skip(_Globs):
+class Skip(Globs):
     """Leave these tensors alone, on whichever side they exist.
 
     Args:
@@ -165,7 +101,7 @@ class Skip(_Globs):
     """
 
 
-class Only(_Globs):
+class Only(Globs):
     """Leave everything but these tensors alone, on whichever side they exist.
 
     Args:
@@ -182,57 +118,60 @@ class Only(_Globs):
     """
 
 
-class Cast(_Globs):
+class Casting(StrEnum):
+    """What a `Cast` does to values that the model's dtype does not have.
+
+    ROUND: the nearest value; one beyond the largest finite value is an error that names the tensor. EXACT: any value
+    that would change is such an error. SATURATE: the nearest value, and the largest finite one for what is beyond it.
+    """
+
+    ROUND = "round"
+    EXACT = "exact"
+    SATURATE = "saturate"
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Cast(Globs):
     """Let these tensors take the model's dtype where that can change values, float32 to float16 for example.
 
     Args:
         globs: Which tensors, by resulting name (see `matches`); all without any.
+        policy: What becomes of values that the dtype does not have, as `Casting` says: ``"round"``, ``"exact"`` or
+            ``"saturate"``. What it refuses is found before anything is touched.
         entry: Act on this entry only.
 
     Raises:
         TypeError: Something is not a string.
+        ValueError: There is no such policy.
 
     Example:
-        >>> Cast().matches("fc.weight"), Cast("backbone", entry="model")
-        (True, Cast("backbone", entry="model"))
+        >>> Cast().matches("fc.weight"), Cast("backbone", policy="exact", entry="model")
+        (True, Cast("backbone", policy="exact", entry="model"))
     """
+
+    policy: Casting = field(default=Casting.ROUND, kw_only=True)
+    NEEDS_GLOBS: ClassVar[bool] = False
+
+    def __init__(self, *globs: str, policy: Casting | str = Casting.ROUND, entry: str | None = None) -> None:
+        self._set(globs, entry, policy=mode_of("Cast", "policy", policy, tuple(Casting)))
 
     def matches(self, name: str) -> bool:
         """Whether any glob means the name, or there is none."""
         return not self.globs or super().matches(name)
 
 
-Rule: TypeAlias = Rename | Skip | Only | Cast
-
-
-def _require_strings(rule: str, *values: object, entry: object) -> None:
-    for value in values:
-        if not isinstance(value, str):
-            what = f"{rule} takes strings, one argument each"
-            raise TypeError(f"{what}; not {value!r} of type {type(value).__name__}")
-    if entry is not None and not isinstance(entry, str):
-        raise TypeError(f"{rule}(entry=...) takes the name of one entry; not {entry!r}")
+Rule: TypeAlias = Rename | Skip | Only | Cast | Regrouping | Adaptation
 
 
 def _require_compiles(pattern: str, replacement: str) -> None:
     try:
         compiled = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"Rename: the pattern {_quoted(pattern)} is no regular expression: {error}") from error
+        raise ValueError(f"Rename: the pattern {quoted(pattern)} is no regular expression: {error}") from error
     try:
         # A template is compiled, and its groups looked up, before the first match is sought.
         compiled.sub(replacement, "")
     except (re.error, IndexError) as error:
         raise ValueError(
-            f"Rename: the replacement {_quoted(replacement)} does not go with {_quoted(pattern)}: {error}"
+            f"Rename: the replacement {quoted(replacement)} does not go with {quoted(pattern)}: {error}"
         ) from error
-
-
-def _quoted(text: str) -> str:
-    if "\\" in text and '"' not in text and not text.endswith("\\") and text.isprintable():
-        return f'r"{text}"'
-    return json.dumps(text, ensure_ascii=not text.isprintable())
-
-
-def _entry_text(entry: str | None) -> str:
-    return "" if entry is None else f", entry={_quoted(entry)}"

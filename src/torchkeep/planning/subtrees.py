@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from torchkeep.planning.rules import exact_glob, is_bare, matches
+from torchkeep.planning.globs import exact_glob, is_bare, matches
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 

@@ -7,7 +7,6 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from torchkeep.planning.assignment import assign
-from torchkeep.planning.match import rename
 from torchkeep.planning.renames import generalise
 from torchkeep.planning.rows import DIFFERENCES, Row, Status
 from torchkeep.planning.rules import Cast, Rename, Rule, Skip
@@ -35,17 +34,16 @@ def _renames(plan: LoadPlan, entry: str) -> tuple[Rule, ...]:
     """Renames that let more tensors match and none fewer."""
     pair = plan.pairs[entry]
     rows = [row for row in plan.rows if row.entry == entry]
-    resulting = rename(pair.checkpoint, plan.rules, entry)
-    claims = Counter(resulting.values())
+    claims = Counter(row.resulting_name for row in rows if row.resulting_name is not None)
 
     def leftover(status: Status) -> dict[str, Hashable]:
         found = (row for row in rows if row.status is status and claims[row.name] <= 1)
         return {row.name: _likeness(row.checkpoint or row.model, with_dtype=pair.counts) for row in found}
 
     settled = {
-        resulting[row.checkpoint_name]: row.name
+        row.resulting_name: row.name
         for row in rows
-        if row.checkpoint_name is not None and row.status is not Status.ONLY_IN_CHECKPOINT
+        if row.resulting_name is not None and row.status is not Status.ONLY_IN_CHECKPOINT
     }
     only_in_checkpoint = leftover(Status.ONLY_IN_CHECKPOINT)
     assigned = assign(only_in_checkpoint, leftover(Status.ONLY_IN_MODEL), [*settled, *settled.values()])

@@ -84,7 +84,7 @@ def load(
         into: None to get back what was saved (a module comes back as its state dict). Else a module, an optimizer,
             anything with ``load_state_dict``, a mapping of tensors (filled in place), or a mapping whose keys are paths
             in the checkpoint (``"ema"``, ``"state_dict.net"``, a tuple where keys hold dots), its values any of these.
-        rules: `Rename`, `Skip`, `Only`, `Cast`, in the order they act.
+        rules: `Rename`, `Skip`, `Only`, `Cast` and those of `torchkeep.rules`, in the order they act.
         strict: Raise at any difference. False takes what fits and reports the rest.
         min_coverage: With ``strict=False``, the least share, by elements, of the model or of the entry that must fit.
         map_location: Where tensors go that have no home: the CPU if None, never the device in the file.
@@ -174,6 +174,7 @@ def plan_load(source: Source, into: object, rules: Sequence[Rule], builder: Buil
 
     def execute(plan: LoadPlan) -> Loaded:
         check_bytes(source, needed(plan, targets), threads)
+        check_casts(plan, targets, builder, threads)
         notes = [f"{rule!r} matched nothing" for rule in plan.idle_rules]
         notes += place(plan, targets, builder, threads)
         rest = without(source.tree, [target.path for target in targets])
@@ -201,7 +202,7 @@ def needed(plan: LoadPlan, targets: Sequence[Target]) -> list[TensorSpec]:
         else:
             specs += list(tensors_of(target.extra_state()).values())
     rows = [row for row in plan.rows if row.status is Status.MATCHED and plan.pairs[row.entry].counts]
-    return specs + [row.checkpoint for row in rows if row.checkpoint is not None]
+    return specs + [part.spec for row in rows for part in row.parts]
 
 
 def place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: int) -> list[str]:
@@ -210,20 +211,17 @@ def place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: 
     Returns:
         Notes for a person.
     """
-    from torchkeep.live.optimizers import put_optimizer_state
-    from torchkeep.live.place import Placement, place_in_mapping, place_in_module
+    from torchkeep.live.optimizer_state import put_optimizer_state
+    from torchkeep.live.place import place_in_mapping, place_in_module, placements_of
     from torchkeep.live.targets import by_own_code_first
 
     built = {t.entry: builder.value(t.node) for t in targets if t.kind == "stateful"}
     notes: list[str] = []
-    matched: dict[str, list[Row]] = {target.entry: [] for target in targets}
-    for row in plan.rows:
-        if row.status is Status.MATCHED:
-            matched[row.entry].append(row)
+    matched = _matched(plan, targets)
     undo: list[Callable[[], object]] = []
     for target in by_own_code_first(targets):
         rows = matched[target.entry]
-        placements = [Placement(row.name, row.checkpoint) for row in rows if row.checkpoint is not None]
+        placements = placements_of(rows)
         try:
             if target.kind == "module":
                 extra = {key: builder.value(value) for key, value in target.extra_state().items()}
@@ -231,8 +229,7 @@ def place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: 
             elif target.kind == "tensors":
                 place_in_mapping(target.live, placements, builder, threads)
             elif target.saved is not None:
-                taken = {row.name: row.checkpoint_name for row in rows if row.checkpoint_name is not None}
-                notes += put_optimizer_state(target.live, target.saved, taken, builder.fill)
+                notes += put_optimizer_state(target.live, target.saved, rows, builder.fill)
             else:
                 undo.append(partial(target.live.load_state_dict, copy.deepcopy(target.live.state_dict())))
                 target.live.load_state_dict(built[target.entry])
@@ -244,6 +241,35 @@ def place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: 
             raise _refused(plan, target, error) from error
         notes += target.notes()
     return notes
+
+
+def check_casts(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: int) -> None:
+    """Return if the policy of every cast accepts the values that it would change.
+
+    Raises:
+        PlanError: Some values would overflow, or change where they must not; each tensor is named.
+    """
+    from torchkeep.live.place import lossy_casts, placements_of
+
+    faults = []
+    for target, rows in zip(targets, _matched(plan, targets).values(), strict=True):
+        if any(row.casting is not None for row in rows):
+            prefix = f"{target.entry}: " if target.entry else ""
+            faults += [f"{prefix}{f}" for f in lossy_casts(target.live, placements_of(rows), builder, threads)]
+    if faults:
+        raise PlanError(
+            f"cannot load {plan.source}: {len(faults)} cast{'s' if len(faults) > 1 else ''} would lose values",
+            faults=faults,
+            remedy='leave them out with Skip(...), or accept it with Cast(..., policy="saturate") or "round"',
+        )
+
+
+def _matched(plan: LoadPlan, targets: Sequence[Target]) -> dict[str, list[Row]]:
+    matched: dict[str, list[Row]] = {target.entry: [] for target in targets}
+    for row in plan.rows:
+        if row.status is Status.MATCHED:
+            matched[row.entry].append(row)
+    return matched
 
 
 def _refused(plan: LoadPlan, target: Target, error: Exception) -> PlanError:
@@ -268,4 +294,5 @@ def resume_into(source: Source, into: object, rules: Sequence[Rule], builder: Bu
     pairs = {target.entry: pair for target in targets if (pair := target.pair()) is not None}
     decided = make_plan(pairs, rules, source=_shown(source.path))
     decided.check(strict=True)
+    check_casts(decided, targets, builder, threads)
     return Loaded(decided, place(decided, targets, builder, threads), {}, builder)

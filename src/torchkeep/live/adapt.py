@@ -34,12 +34,12 @@ def make_tensor(recipe: Recipe, read: Read, initial: torch.Tensor) -> torch.Tens
     Args:
         recipe: What to make.
         read: Gives a tensor of the file.
-        initial: The model's tensor, of which rows may stay; it is not changed.
+        initial: The model's tensor, of which rows may stay; it is not changed. Without values on the meta device.
 
     Returns:
         A tensor of the recipe's shape, on the CPU; of its parts' dtype, or float32 where values were computed.
     """
-    return _Weights(read, initial.detach().cpu()).make(recipe)
+    return _Weights(read, None if initial.is_meta else initial.detach().cpu()).make(recipe)
 
 
 def make_moment(recipe: Recipe, read: Read) -> torch.Tensor:
@@ -153,8 +153,9 @@ def _resample(old: torch.Tensor, recipe: Resampled, sampling: Sampling) -> torch
         align_corners=False if smooth or sampling is Sampling.LINEAR else None,
         antialias=smooth,
     )
-    sizes = recipe.new_grid if len(recipe.dims) == len(recipe.new_grid) else (-1,)
-    return torch.cat([kept, sampled.reshape(*shape, *sizes)], -1).movedim(grid_dims, recipe.dims)
+    if len(recipe.dims) == len(recipe.new_grid) and not recipe.kept:
+        return sampled.reshape(*shape, *recipe.new_grid).movedim(grid_dims, recipe.dims)
+    return torch.cat([kept, sampled.reshape(*shape, -1)], -1).movedim(grid_dims, recipe.dims)
 
 
 def _computable(values: torch.Tensor) -> torch.Tensor:

@@ -77,7 +77,7 @@ def lossy_casts(
                 return f"{placement.name}: {error}"
         return ""
 
-    narrowing = [each for each in placements if each.casting not in {None, Casting.SATURATE}]
+    narrowing = [each for each in placements if each.casting is not None]
     return list(filter(None, in_parallel(fault, narrowing, threads)))
 
 

@@ -7,6 +7,7 @@ moment of an optimizer becomes follows from what its parameter becomes (see ``li
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
@@ -178,7 +179,7 @@ def _require_labels(labels: object) -> None:
     wrong = [label for label in labels if not isinstance(label, (str, int))]
     if wrong:
         raise TypeError(f"MapRows: labels are strings or integers; not {wrong[0]!r} of type {type(wrong[0]).__name__}")
-    twice = sorted({str(label) for label in labels if labels.count(label) > 1})
+    twice = [str(label) for label, count in Counter(labels).items() if count > 1]
     if twice:
         raise ValueError(f"MapRows: {', '.join(map(repr, twice[:5]))} occurs more than once in a list of labels")
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 import xxhash
 
 CHUNK_BYTES = 64 * 2**20
-PIECE_BYTES = 4 * 2**20  # what is read or copied at once: small enough to stay in a core's cache while it is hashed
 DIGEST_DIGITS = 32
 
 

@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
-import xxhash
-
 from torchkeep.errors import CorruptError, NotFoundError
+from torchkeep.folder.checked_reads import READ_BYTES, Wanted, fault_of_chunk, faults_of, fill, said
 from torchkeep.folder.committed import read_record
-from torchkeep.folder.digests import PIECE_BYTES, chunk_ranges, digest_of
-from torchkeep.folder.parallel import in_parallel
+from torchkeep.folder.digests import chunk_ranges, digest_of
 from torchkeep.folder.record import Record, StoredTensor, decode_record
 from torchkeep.folder.shards import file_order, header_of, single_file_names
 from torchkeep.folder.values import decode
@@ -58,8 +56,19 @@ class FolderSource:
 
     def read_into(self, spec: TensorSpec, buffer: memoryview) -> None:
         """Read one tensor and check its digests on the way; see `Source.read_into`."""
-        group, name = cast("tuple[str, str]", spec.key)
-        self._read(self.record.tensors[group][name], buffer, f"{group}.{name}")
+        self.read_each([(spec, buffer)])
+
+    def read_each(self, wanted: Iterable[tuple[TensorSpec, memoryview]], threads: int = 1) -> None:
+        """Read tensors into memory that does not overlap, and check their digests on the way.
+
+        Raises:
+            CorruptError: It lists every tensor that differs. Buffers may hold some of the bytes.
+        """
+        faults = self._faults([(spec.key, buffer.cast("B")) for spec, buffer in wanted], threads)
+        if len(faults) == 1:
+            raise CorruptError(faults[0], where=self.path, remedy=_REMEDY)
+        if faults:
+            raise _damaged(self.path, faults)
 
     def read_range_into(self, spec: TensorSpec, begin: int, buffer: memoryview) -> None:
         """Read a part of a tensor; the chunks that it lies in are compared with their digests first, each once.
@@ -71,6 +80,7 @@ class FolderSource:
         group, name = cast("tuple[str, str]", spec.key)
         stored, flat = self.record.tensors[group][name], buffer.cast("B")
         descriptor, data_begin = self._place_of(stored)
+        scratch = memoryview(bytearray(min(READ_BYTES, stored.nbytes)))
         for (first, last), expected in zip(chunk_ranges(stored.nbytes), stored.chunks, strict=True):
             low, high = max(first, begin), min(last, begin + flat.nbytes)
             if low >= high:
@@ -79,11 +89,12 @@ class FolderSource:
             fault = None
             if is_whole or (spec.key, first) not in self._checked:
                 into = piece if is_whole else None
-                fault = _fault_of_chunk(descriptor, data_begin + first, last - first, expected, into)
+                fault = fault_of_chunk(descriptor, data_begin + first, last - first, expected, into, scratch)
             if fault is None and not is_whole:
-                fault = _fill(descriptor, data_begin + low, piece)
+                fault = fill(descriptor, data_begin + low, piece)
             if fault:
-                raise self._damaged_tensor(stored, f"{group}.{name}", _said(first, last, fault))
+                what = f"{stored.shard or self.path.name}: {group}.{name}: {said(first, last, fault)}"
+                raise CorruptError(what, where=self.path, remedy=_REMEDY)
             self._checked.add((spec.key, first))
 
     def place_of(self, spec: TensorSpec) -> tuple[int, int, int, int]:
@@ -100,10 +111,9 @@ class FolderSource:
         Raises:
             CorruptError: It lists every tensor that differs.
         """
-        faults = in_parallel(self._fault_of, dict.fromkeys(spec.key for spec in specs), threads)
-        found = [fault for fault in faults if fault]
-        if found:
-            raise _damaged(self.path, found)
+        faults = self._faults([(key, None) for key in dict.fromkeys(spec.key for spec in specs)], threads)
+        if faults:
+            raise _damaged(self.path, faults)
 
     def check_all(self, threads: int = 1) -> None:
         """Check every tensor of the checkpoint; headers, indexes and the record were checked when it was opened."""
@@ -118,18 +128,15 @@ class FolderSource:
     def __del__(self) -> None:
         self.close()
 
-    def _fault_of(self, key: object) -> str | None:
-        group, name = cast("tuple[str, str]", key)
-        try:
-            self._read(self.record.tensors[group][name], None, f"{group}.{name}")
-        except CorruptError as error:
-            return error.what
-        return None
-
-    def _read(self, stored: StoredTensor, buffer: memoryview | None, name: str) -> None:
-        fault = read_checked(*self._place_of(stored), stored, buffer)
-        if fault:
-            raise self._damaged_tensor(stored, name, fault)
+    def _faults(self, wanted: Iterable[tuple[object, memoryview | None]], threads: int) -> list[str]:
+        """Read and check tensors by their keys; a line for each that is damaged, in order."""
+        keyed = [(*cast("tuple[str, str]", key), buffer) for key, buffer in wanted]
+        reads = [Wanted(self.record.tensors[group][name], buffer) for group, name, buffer in keyed]
+        found = faults_of(reads, self._place_of, threads)
+        return [
+            f"{reads[index].stored.shard or self.path.name}: {keyed[index][0]}.{keyed[index][1]}: {fault}"
+            for index, fault in sorted(found.items())
+        ]
 
     def _place_of(self, stored: StoredTensor) -> tuple[int, int]:
         """The file of a tensor, and where in it its bytes begin."""
@@ -137,9 +144,6 @@ class FolderSource:
         if descriptor is None:
             raise NotFoundError("the checkpoint was closed", where=self.path)
         return descriptor, self._data_begins[stored.shard] + stored.begin
-
-    def _damaged_tensor(self, stored: StoredTensor, name: str, fault: str) -> CorruptError:
-        return CorruptError(f"{stored.shard or self.path.name}: {name}: {fault}", where=self.path, remedy=_REMEDY)
 
 
 _REMEDY = "use an older checkpoint, or copy this one again from where it came"
@@ -150,46 +154,6 @@ def _damaged(path: Path, faults: list[str]) -> CorruptError:
     return CorruptError(f"{count} damaged", where=path, faults=faults, remedy=_REMEDY)
 
 
-def read_checked(descriptor: int, begin: int, stored: StoredTensor, buffer: memoryview | None) -> str | None:
-    """Read a tensor's bytes, into `buffer` if there is one, and compare its digests; the fault, or None."""
-    for (first, last), expected in zip(chunk_ranges(stored.nbytes), stored.chunks, strict=True):
-        into = None if buffer is None else buffer[first:last]
-        fault = _fault_of_chunk(descriptor, begin + first, last - first, expected, into)
-        if fault:
-            return _said(first, last, fault)
-    return None
-
-
-_DIFFER = "differ from their digest"
-
-
-def _said(first: int, last: int, fault: str) -> str:
-    return f"bytes {first} to {last} {fault}" if fault == _DIFFER else fault
-
-
-def _fault_of_chunk(descriptor: int, begin: int, nbytes: int, expected: str, buffer: memoryview | None) -> str | None:
-    """Read a chunk, into `buffer` if there is one, and compare its digest; the fault, or None."""
-    scratch = memoryview(bytearray(min(PIECE_BYTES, nbytes)) if buffer is None else b"")
-    state = xxhash.xxh3_128()
-    for at in range(0, nbytes, PIECE_BYTES):
-        wanted = min(PIECE_BYTES, nbytes - at)
-        piece = scratch[:wanted] if buffer is None else buffer[at : at + wanted]
-        fault = _fill(descriptor, begin + at, piece)
-        if fault:
-            return fault
-        state.update(piece)
-    return None if state.hexdigest() == expected else _DIFFER
-
-
-def _fill(descriptor: int, begin: int, buffer: memoryview) -> str | None:
-    while buffer:
-        count = os.preadv(descriptor, [buffer], begin)
-        if count == 0:
-            return f"the file ends {len(buffer)} bytes early"
-        buffer, begin = buffer[count:], begin + count
-    return None
-
-
 def open_folder(path: Path) -> FolderSource:
     """Open a committed checkpoint folder; see `FolderSource`."""
     record = read_record(path)
@@ -197,9 +161,11 @@ def open_folder(path: Path) -> FolderSource:
     begins: dict[str, int] = {}
     faults: list[str] = []
     try:
+        data_bytes = dict.fromkeys(record.shards, 0)
+        for tensor in (tensor for tensors in record.tensors.values() for tensor in tensors.values()):
+            data_bytes[tensor.shard] += tensor.nbytes
         for file, shard in record.shards.items():
-            data_bytes = sum(t.nbytes for t in record.tensors[shard.group].values() if t.shard == file)
-            begins[file] = shard.nbytes - data_bytes
+            begins[file] = shard.nbytes - data_bytes[file]
             fault = _open_shard(path / file, shard.nbytes, shard.header, begins[file], descriptors)
             faults += [f"{file}: {fault}"] if fault else []
         faults += [
@@ -232,6 +198,8 @@ def _open_shard(path: Path, nbytes: int, header: str, begin: int, descriptors: d
         return f"{status.st_size} bytes where {nbytes} were written"
     if digest_of(os.pread(descriptor, begin, 0)) != header:
         return "its header differs from its digest"
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)  # a longer read-ahead
     return None
 
 
@@ -284,10 +252,10 @@ def digests_of_file(path: Path, record: Record, file: str) -> None:
     descriptors: dict[str, int] = {}
     try:
         fault = _open_shard(path, shard.nbytes, shard.header, begin, descriptors)
-        for name, tensor in tensors.items():
-            if fault is None:
-                fault = read_checked(descriptors[path.name], begin + tensor.begin, tensor, None)
-                fault = fault and f"{name}: {fault}"
+        if fault is None:
+            reads = [Wanted(tensor, None) for tensor in tensors.values()]
+            found = faults_of(reads, lambda tensor: (descriptors[path.name], begin + tensor.begin), 1)
+            fault = next((f"{list(tensors)[index]}: {fault}" for index, fault in sorted(found.items())), None)
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)

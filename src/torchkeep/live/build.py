@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from torchkeep.errors import CorruptError
-from torchkeep.live.memory import empty_for, is_fillable, memory_of, spec_of
+from torchkeep.folder.parallel import in_parallel
+from torchkeep.folder.read import FolderSource
+from torchkeep.live.memory import empty_for, memory_of, takes_bytes_of
 from torchkeep.tensors import Described, Source, TensorSpec
 
 _MEMORY_FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}
@@ -31,14 +35,35 @@ class Builder:
         self.source = source
         self.device = _usable(device)
         self._built: dict[tuple[Hashable, bool, bool, str], torch.Tensor] = {}
+        self._gathered: Gathered | None = None
+        self._unread: set[object] = set()  # of those built, in `gathering`
+
+    @contextmanager
+    def gathering(self, threads: int) -> Iterator[None]:
+        """Let `fill_later` and `value` only note what they will read; leaving the block reads all of it side by side.
+
+        Raises:
+            CorruptError: On leaving; tensors hold some of the bytes.
+        """
+        gathered = self._gathered = Gathered(self.source)
+        try:
+            yield
+        finally:
+            self._gathered = None
+        gathered.read(threads)
+        self._unread.clear()
 
     def tensor(self, spec: TensorSpec) -> torch.Tensor:
         """The tensor of a spec as it was saved; equal keys give the same tensor."""
         identity = (spec.key, spec.parameter, spec.requires_grad, spec.memory_format)
         built = self._built.get(identity)
         if built is None:
-            built = self._finish(self.read(spec), spec)
+            built = self.fill_later(spec, None)
             self._built[identity] = built
+            if self._gathered is not None:
+                self._unread.add(identity)
+        elif self._gathered is None and identity in self._unread:
+            self.fill(spec, built)
         return built
 
     def read(self, spec: TensorSpec) -> torch.Tensor:
@@ -51,14 +76,29 @@ class Builder:
         """Read a tensor into `target`'s own memory where dtype and shape agree; without a target, make one."""
         if target is None:
             return self._finish(self.read(spec), spec)
-        own = spec_of(target)
-        if is_fillable(target) and (own.dtype, own.shape) == (spec.dtype, spec.shape):
+        if takes_bytes_of(spec, target):
             self.source.read_into(spec, memory_of(target))
             # Autograd must see that the memory changed, as after copy_.
             torch.autograd.graph.increment_version(target)
         else:
             with torch.no_grad():
                 target.copy_(self.read(spec))
+        return target
+
+    def fill_later(self, spec: TensorSpec, target: torch.Tensor | None) -> torch.Tensor:
+        """Like `fill`; inside `gathering` the values come when that is left, so nothing may look at them before."""
+        if self._gathered is None:
+            return self.fill(spec, target)
+        if target is None:
+            if self.device.type != "cpu" or spec.memory_format in _MEMORY_FORMATS:
+                return self._finish(self.read(spec), spec)
+            target = empty_for(spec)
+            self._gathered.note(spec, target)
+            return self._finish(target, spec)
+        if takes_bytes_of(spec, target):
+            self._gathered.note(spec, target)
+        else:
+            self._gathered.tasks.append(partial(self.fill, spec, target))
         return target
 
     def value(self, node: object) -> Any:  # noqa: ANN401 - whatever was saved
@@ -68,6 +108,14 @@ class Builder:
         if isinstance(node, Described):
             return self._described(node)
         return _map_children(node, self.value)
+
+    def value_now(self, node: object) -> Any:  # noqa: ANN401 - whatever was saved
+        """Like `value`, complete, also inside `gathering`."""
+        gathered, self._gathered = self._gathered, None
+        try:
+            return self.value(node)
+        finally:
+            self._gathered = gathered
 
     def _finish(self, tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
         tensor = tensor.to(self.device)
@@ -89,7 +137,50 @@ class Builder:
     def _state(self, node: Described) -> dict[str, Any]:
         if not isinstance(node.state, Mapping):
             raise TypeError("no description of it")
-        return {key: self.value(value) for key, value in node.state.items()}
+        return {key: self.value_now(value) for key, value in node.state.items()}
+
+
+class Gathered:
+    """What is to be read from one source: tensors whose memory takes the bytes as they are, and everything else."""
+
+    def __init__(self, source: Source) -> None:
+        self.tasks: list[Callable[[], object]] = []
+        self._source = source
+        self._noted: list[tuple[TensorSpec, torch.Tensor]] = []
+
+    def note(self, spec: TensorSpec, target: torch.Tensor) -> None:
+        """Read a tensor's bytes into the memory of `target` later."""
+        if spec.nbytes:
+            self._noted.append((spec, target))
+
+    def read(self, threads: int) -> None:
+        """Read all of it; memory that overlaps is filled in the order in which it was noted, after the rest."""
+        shared = _overlapping(target for _, target in self._noted)
+        apart = [(spec, memory_of(t)) for i, (spec, t) in enumerate(self._noted) if i not in shared]
+        if isinstance(self._source, FolderSource):
+            self._source.read_each(apart, threads)
+        else:
+            in_parallel(lambda each: self._source.read_into(*each), apart, threads)
+        for index in sorted(shared):
+            spec, target = self._noted[index]
+            self._source.read_into(spec, memory_of(target))
+        if self._noted:
+            # Autograd must see that the memory changed, as after copy_.
+            torch.autograd.graph.increment_version([target for _, target in self._noted])
+        in_parallel(lambda task: task(), self.tasks, threads)
+
+
+def _overlapping(tensors: Iterable[torch.Tensor]) -> set[int]:
+    """The positions of contiguous tensors whose memory another one shares."""
+    ranges = sorted((t.data_ptr(), t.data_ptr() + t.nbytes, index) for index, t in enumerate(tensors))
+    found: set[int] = set()
+    reach, last = 0, -1
+    for begin, end, index in ranges:
+        if begin < reach:
+            found |= {index, last}
+        if end > reach:
+            reach, last = end, index
+    return found
 
 
 def _usable(device: torch.device | str) -> torch.device:

@@ -59,6 +59,11 @@ def is_fillable(tensor: torch.Tensor) -> bool:
     )
 
 
+def takes_bytes_of(spec: TensorSpec, tensor: torch.Tensor) -> bool:
+    """Whether a tensor's memory can take the bytes of a spec as they are."""
+    return is_fillable(tensor) and (dtype_name(tensor.dtype), tuple(tensor.shape)) == (spec.dtype, spec.shape)
+
+
 def empty_for(spec: TensorSpec) -> torch.Tensor:
     """A new contiguous CPU tensor of a spec's dtype and shape, its values undefined."""
     return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="cpu")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 from torchkeep.live.adapt import make_moment
-from torchkeep.live.memory import dtype_name, is_fillable, spec_of
+from torchkeep.live.memory import dtype_name, empty_for, spec_of
 from torchkeep.live.optimizers import BuildTensor, SavedOptimizer
 from torchkeep.planning.recipes import Part
 from torchkeep.planning.rows import Row
@@ -17,9 +17,15 @@ from torchkeep.tensors import TensorSpec, bits_of, is_floating
 
 
 def put_optimizer_state(
-    optimizer: torch.optim.Optimizer, saved: SavedOptimizer, rows: Sequence[Row], build: BuildTensor
+    optimizer: torch.optim.Optimizer,
+    saved: SavedOptimizer,
+    rows: Sequence[Row],
+    build: BuildTensor,
+    build_later: BuildTensor,
 ) -> tuple[str, ...]:
     """Give an optimizer the state of the parameters in matched `rows`; the others start fresh.
+
+    `build` gives tensors with their values, `build_later` those whose values nobody looks at yet.
 
     Moments keep the dtype they were saved with, unless their parameter has another one now, and follow a parameter that
     is adapted. An optimizer that overrides ``load_state_dict``, or has hooks on it, gets torch's positional form
@@ -42,21 +48,19 @@ def put_optimizer_state(
     beside = {key: value for key, value in saved.state.items() if key not in saved.keys}
     if loads_by_itself(optimizer):
         position = {key: index for index, key in enumerate(saved.live_keys)}
-        state: dict[object, object] = {
-            position[live]: _build_tree(tree, None, None, build) for live, tree in trees.items()
-        }
+        state: dict[object, object] = {position[live]: _build_tree(tree, None, build) for live, tree in trees.items()}
         positions = iter(range(len(saved.live_keys)))
         for group in groups:
             group["params"] = [next(positions) for _ in group["params"]]
         extra = {key: value for key, value in saved.tree.items() if key not in {"state", "param_groups"}}
-        state.update({key: _build_tree(value, None, None, build) for key, value in beside.items()})
+        state.update({key: _build_tree(value, None, build) for key, value in beside.items()})
         optimizer.load_state_dict({**extra, "state": state, "param_groups": groups})
         return notes
     by_key = dict(zip(saved.live_keys, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
     on_cpu = {id(p): not (g.get("capturable") or g.get("fused")) for g in groups for p in g["params"]}
-    fresh: dict[Any, Any] = {key: _build_tree(value, None, None, build) for key, value in beside.items()}
+    fresh: dict[Any, Any] = {key: _build_tree(value, None, build) for key, value in beside.items()}
     for live, tree in trees.items():
-        placing = _Placing(by_key[live], on_cpu[id(by_key[live])], saved.dtypes.get(taken[live]), build)
+        placing = _Placing(by_key[live], on_cpu[id(by_key[live])], saved.dtypes.get(taken[live]), build, build_later)
         fresh[by_key[live]] = placing.state(tree, optimizer.state.get(by_key[live], {}))
     optimizer.state.clear()
     optimizer.state.update(fresh)
@@ -121,6 +125,7 @@ class _Placing:
     step_on_cpu: bool
     saved_dtype: str | None
     build: BuildTensor
+    build_later: BuildTensor
 
     def state(self, tree: Mapping[str, object], held: Mapping[str, object]) -> dict[str, object]:
         """The state, tensors that fit filled in place. A step counter stays on the CPU, as torch keeps it."""
@@ -128,7 +133,9 @@ class _Placing:
 
     def _value(self, key: str, value: object, held: object) -> object:
         device = torch.device("cpu") if key == "step" and self.step_on_cpu else self.parameter.device
-        built = _build_tree(value, held, device, self.build)
+        if isinstance(value, TensorSpec) and (key == "step" or not self._changes(value)):
+            return self.build_later(value, held if _is_like(held, value, device) else _new_on(value, device))
+        built = _build_tree(value, device, self.build)
         if key == "step" or not isinstance(value, (TensorSpec, torch.Tensor)) or not isinstance(built, torch.Tensor):
             return built
         return built.to(self.parameter.dtype) if self._changes(spec_of(built)) else built
@@ -158,7 +165,7 @@ def _merge_groups(
             merged.append(dict(group))
             continue
         options = {
-            option: _build_tree(value, None, None, build)
+            option: _build_tree(value, None, build)
             for option, value in origins[0].items()
             if option not in {"params", "param_names"} and _belongs(option, group)
         }
@@ -191,21 +198,28 @@ def _options(group: Mapping[str, object]) -> dict[str, str]:
     return {key: repr(value) for key, value in group.items() if key not in {"params", "param_names"}}
 
 
-def _build_tree(value: object, held: object, device: torch.device | None, build: BuildTensor) -> Any:  # noqa: ANN401 - whatever was saved
+def _is_like(held: object, saved: TensorSpec, device: torch.device) -> TypeGuard[torch.Tensor]:
+    """Whether a tensor that an optimizer holds can take a saved one's values in place."""
+    if not isinstance(held, torch.Tensor) or held.device != device or held.layout is not torch.strided:
+        return False
+    return (dtype_name(held.dtype), tuple(held.shape)) == (saved.dtype, saved.shape)
+
+
+def _new_on(saved: TensorSpec, device: torch.device) -> torch.Tensor | None:
+    """A new tensor for a saved one's values; None on the CPU, where the builder makes it."""
+    return None if device.type == "cpu" else empty_for(saved).to(device)
+
+
+def _build_tree(value: object, device: torch.device | None, build: BuildTensor) -> Any:  # noqa: ANN401 - whatever was saved
     if isinstance(value, TensorSpec):
-        fits = (
-            isinstance(held, torch.Tensor)
-            and is_fillable(held)
-            and (spec_of(held).dtype, spec_of(held).shape) == (value.dtype, value.shape)
-        )
-        built = build(value, held if fits and isinstance(held, torch.Tensor) else None)
+        built = build(value, None)
         return built if device is None else built.to(device)
     if isinstance(value, torch.Tensor):
         return value if device is None else value.to(device)
     if isinstance(value, Mapping):
-        return {key: _build_tree(each, None, device, build) for key, each in value.items()}
+        return {key: _build_tree(each, device, build) for key, each in value.items()}
     if type(value) is list:
-        return [_build_tree(each, None, device, build) for each in value]
+        return [_build_tree(each, device, build) for each in value]
     if type(value) is tuple:
-        return tuple(_build_tree(each, None, device, build) for each in value)
+        return tuple(_build_tree(each, device, build) for each in value)
     return value

@@ -37,9 +37,9 @@ class Placement:
     casting: Casting | None = None
 
     def put(self, target: torch.Tensor, builder: Builder) -> None:
-        """Fill the memory of a live tensor; read straight into it where it is the tensor of the file."""
+        """Fill the memory of a live tensor; read straight into it, with others, where it is the tensor of the file."""
         if isinstance(self.recipe, Part) and self.casting is None:
-            builder.fill(self.recipe.spec, target)
+            builder.fill_later(self.recipe.spec, target)
             return
         with torch.no_grad():
             target.copy_(self.value(target, builder).reshape(target.shape))

@@ -49,7 +49,8 @@ class Loaded(Mapping[str, Any]):
 
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - whatever was saved
         if key not in self._values:
-            self._values[key] = self._builder.value(self._rest[key])
+            with self._builder.gathering(default_threads()):
+                self._values[key] = self._builder.value(self._rest[key])
         return self._values[key]
 
     @property
@@ -114,7 +115,8 @@ def load(
     builder = Builder(source, "cpu" if map_location is None else map_location)
     if into is None:
         try:
-            return builder.value(source.tree)
+            with builder.gathering(threads):
+                return builder.value(source.tree)
         finally:
             source.close()
     try:
@@ -211,11 +213,16 @@ def place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: 
     Returns:
         Notes for a person.
     """
+    with builder.gathering(threads):
+        return _place(plan, targets, builder, threads)
+
+
+def _place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: int) -> list[str]:
     from torchkeep.live.optimizer_state import put_optimizer_state
     from torchkeep.live.place import place_in_mapping, place_in_module, placements_of
     from torchkeep.live.targets import by_own_code_first
 
-    built = {t.entry: builder.value(t.node) for t in targets if t.kind == "stateful"}
+    built = {t.entry: builder.value_now(t.node) for t in targets if t.kind == "stateful"}
     notes: list[str] = []
     matched = _matched(plan, targets)
     undo: list[Callable[[], object]] = []
@@ -224,12 +231,12 @@ def place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: 
         placements = placements_of(rows)
         try:
             if target.kind == "module":
-                extra = {key: builder.value(value) for key, value in target.extra_state().items()}
+                extra = {key: builder.value_now(value) for key, value in target.extra_state().items()}
                 undo += place_in_module(target.live, placements, extra, builder, threads)
             elif target.kind == "tensors":
                 place_in_mapping(target.live, placements, builder, threads)
             elif target.saved is not None:
-                notes += put_optimizer_state(target.live, target.saved, rows, builder.fill)
+                notes += put_optimizer_state(target.live, target.saved, rows, builder.fill, builder.fill_later)
             else:
                 undo.append(partial(target.live.load_state_dict, copy.deepcopy(target.live.state_dict())))
                 target.live.load_state_dict(built[target.entry])

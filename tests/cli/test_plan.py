@@ -54,7 +54,7 @@ def test_the_plan_is_printed_and_a_difference_exits_with_1(place, capsys):
 
 def test_suggested_rules_paste_into_python_and_make_it_fit(place, capsys):
     assert plan("--suggest") == 1
-    assert capsys.readouterr().out.endswith('\nrules=[\n    Skip("1"),\n]\n')
+    assert capsys.readouterr().out.endswith('\nrules=[\n    Skip("1"),  # 2 tensors left alone\n]\n')
 
     assert plan("--skip", "1") == 0
     assert capsys.readouterr().err == ""
@@ -199,3 +199,24 @@ def test_an_entry_is_named_where_it_cannot_be_told(place, capsys):
     assert main(["plan", "gan.pt", "plan_factories:Net"]) == 1
     assert "2 entries could be the weights" in capsys.readouterr().err
     assert main(["plan", "gan.pt", "plan_factories:Net", "--entry", "D"]) == 0
+
+
+def test_a_plan_is_recorded_replayed_and_refused_when_it_is_another(place, capsys):
+    rules = ["--rule", 'ResizeRows("1")']
+    assert plan(*rules, "--json") == 0
+    (place / "plan.json").write_text(capsys.readouterr().out)
+    assert plan("--replay", "plan.json") == 0
+    assert "  adapted   3 of 3 rows from 5   2 tensors\n" in capsys.readouterr().out
+
+    assert main(["plan", "old.pth", "plan_factories:Net", "--entry", "state_dict", "--replay", "plan.json"]) == 1
+    assert "torchkeep: the plan for old.pth is not the recorded one: " in capsys.readouterr().err
+    assert plan("--replay", "absent.json") == 3
+    assert capsys.readouterr().err.startswith("torchkeep: absent.json: no such file\n  hint: ")
+    assert plan("--replay", "plan_factories.py") == 3
+    assert plan("--replay", "plan.json", "--skip", "1") == 2
+
+
+def test_a_rule_is_any_rule_as_python_that_is_read_and_not_run(place, capsys):
+    assert plan("--rule", "__import__('os').mkdir('made')") == 2
+    assert "is no rule: it is no call" in capsys.readouterr().err
+    assert not (place / "made").exists()

@@ -86,3 +86,17 @@ def test_param_groups_hold_what_trains_and_the_last_match_wins(model):
 def test_param_groups_refuse_globs_that_fit_nothing_and_parameters_without_a_group(model, options, text):
     with pytest.raises(ValueError, match=text):
         tk.param_groups(model, options)
+
+
+def test_what_a_plan_loaded_and_what_is_fresh_are_groups_of_their_own(model, tmp_path):
+    tk.save(model, tmp_path / "ckpt")
+    model[2] = nn.Linear(2, 5)
+    plan = tk.plan(tmp_path / "ckpt", into=model, rules=[tk.Skip("2")])
+    groups = tk.param_groups(model, {plan.loaded: {"lr": 1e-4}, plan.fresh: {"lr": 1e-2}, (): {"lr": 7}})
+    assert [(group["lr"], [tuple(p.shape) for p in group["params"]]) for group in groups] == [
+        (1e-4, [(2, 1, 1, 1), (2,), (2,), (2,)]),
+        (1e-2, [(5, 2), (5,)]),
+    ]
+    assert tk.freeze(model, *plan.loaded) == ("0.conv.weight", "0.conv.bias", "0.norm.weight", "0.norm.bias")
+    with pytest.raises(ValueError, match=r"nothing in the model is called 'fcc'"):
+        tk.param_groups(model, {("2", "fcc"): {}})

@@ -1,5 +1,6 @@
 """Suggested rules are few, right, and make the plan fit."""
 
+import pickle
 import time
 
 import pytest
@@ -164,3 +165,81 @@ def test_a_thousand_tensors_take_less_than_a_second():
     assert min(seconds) < 1
     assert plan.with_rules(*rules).fresh == ("new",)
     assert Skip("new") in rules
+
+
+def attention(prefix, *, fused, layers=3, transposed=False):
+    whole, part = ((8, 24), (8, 8)) if transposed else ((24, 8), (8, 8))
+    parts = {"in_proj_weight": whole, "in_proj_bias": (24,)} if fused else {}
+    if not fused:
+        parts = {
+            f"{name}.{kind}": part if kind == "weight" else (8,)
+            for name in ("q_proj", "k_proj", "v_proj")
+            for kind in ("weight", "bias")
+        }
+    parts |= {"out.weight": (8, 8), "out.bias": (8,)}
+    return {f"{prefix}.{i}.{name}": spec(*shape) for i in range(layers) for name, shape in parts.items()}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_projections_that_are_one_tensor_on_one_side_are_fused_or_split(transposed):
+    apart, one = (attention("blocks", fused=f, transposed=transposed) for f in (False, True))
+    dim = ", dim=-1" if transposed else ""
+    assert suggested(apart, one) == [
+        f'Fuse(["q_proj.weight", "k_proj.weight", "v_proj.weight"], "in_proj_weight"{dim})',
+        'Fuse(["q_proj.bias", "k_proj.bias", "v_proj.bias"], "in_proj_bias")',
+    ]
+    assert suggested(one, apart) == [
+        f'Split("in_proj_weight", ["q_proj.weight", "k_proj.weight", "v_proj.weight"]{dim})',
+        'Split("in_proj_bias", ["q_proj.bias", "k_proj.bias", "v_proj.bias"])',
+    ]
+
+
+def test_parts_of_unequal_sizes_are_split_in_their_ratio_beside_renames_of_everything():
+    model = {f"h.{i}.{p}.weight": spec(n, 8) for i in range(3) for p, n in (("q", 8), ("k", 2), ("v", 2))}
+    checkpoint = {f"blocks.{i}.attn.qkv.weight": spec(12, 8) for i in range(3)}
+    rules = suggested(checkpoint, model)
+    assert rules[0] == 'Split("qkv", ["q", "k", "v"], ratios=(4, 1, 1))'
+    assert len(rules) == 2
+    assert rules[1].startswith("Rename(")
+
+
+def test_suggestions_print_as_code_with_what_each_gains_and_what_else_there_is():
+    checkpoint = {
+        **resnet("backbone.", classes=1000),
+        "pos_embed": spec(1, 17, 8),
+        "wte.weight": spec(9, 4),
+        "t.w": spec(3, 5),
+    }
+    model = {**resnet(), "pos_embed": spec(1, 37, 8), "wte.weight": spec(12, 4), "t.w": spec(5, 3)}
+    model["conv1.weight"] = spec(64, 1, 7, 7)
+    plan = make_plan({"": Pair(checkpoint, model, "module", "Net")}, [], source="ckpt")
+    rules = plan.suggest()
+    matched = sum(model[name] == checkpoint.get(f"backbone.{name}") for name in model)
+    assert str(rules).splitlines() == [
+        "rules=[",
+        f'    Rename(r"^backbone\\.", ""),  # {matched} tensors gained',
+        (
+            '    Skip("conv1", "fc", "pos_embed", "wte", "t"),  # 6 tensors left alone; or adapt: '
+            'InputChannels("conv1"), ResizePositions("pos_embed"), ResizeRows("wte"), Transpose("t.w")'
+        ),
+        "]",
+    ]
+    first, second = rules.explained
+    assert (len(first.gains), second.settles[:2]) == (matched, ("conv1.weight", "fc.weight"))
+    adapted = plan.with_rules(first.rule, *second.alternatives, Skip("fc"))
+    adapted.check(strict=True)
+    assert adapted.with_rules().suggest() == ()
+
+
+def test_what_is_ambiguous_is_said_beside_the_rules():
+    checkpoint = {"a.conv.w": spec(3, 3), "b.conv.w": spec(3, 3)}
+    model = {"x.conv.w": spec(3, 3), "y.conv.w": spec(3, 3), "z.conv.w": spec(3, 3)}
+    rules = make_plan({"": Pair(checkpoint, model, "module", "Net")}, [], source="ckpt").suggest()
+    assert set(rules.ambiguous["a.conv.w"]) == {"x.conv.w", "y.conv.w", "z.conv.w"}
+    assert "# ambiguous, left out: a.conv.w could be x.conv.w or y.conv.w or z.conv.w" in str(rules)
+
+
+def test_suggestions_survive_a_copy_to_another_process():
+    rules = make_plan({"": Pair(resnet("a."), resnet(), "module", "Net")}, [], source="ckpt").suggest()
+    again = pickle.loads(pickle.dumps(rules))
+    assert (again, str(again), again.explained) == (rules, str(rules), rules.explained)

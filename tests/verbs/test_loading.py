@@ -5,10 +5,15 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import parametrizations
 
 import torchkeep as tk
 from torchkeep.errors import CorruptError, NotFoundError, PlanError
@@ -75,7 +80,16 @@ class Called(nn.Module):
         self.inner = wrap(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: torch.compile(nn.DataParallel(m))])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.compile,
+        lambda m: torch.compile(nn.DataParallel(m)),
+        checkpoint_wrapper,
+        lambda m: torch.compile(checkpoint_wrapper(m)),
+    ],
+)
 def test_wrappers_inside_a_model_leave_no_trace_in_names(tmp_path, wrap):
     bare, wrapped = Called(lambda m: m, 0), Called(wrap, 1)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
@@ -93,6 +107,56 @@ def test_wrappers_inside_a_model_leave_no_trace_in_names(tmp_path, wrap):
     assert equal(wrapped, Called(lambda m: m, 2))
     assert tk.freeze(wrapped, "inner.0") == ("inner.0.weight", "inner.0.bias")
     assert tk.freeze(wrapped, "module") == ("module.weight", "module.bias")
+
+
+@pytest.mark.parametrize("original_parameters", [True, False])
+def test_a_sharded_model_of_one_process_saves_and_loads_like_the_bare_one(tmp_path, original_parameters):
+    script = Path(__file__).parent / "sharded_process.py"
+    bare, sharded = tmp_path / "bare", tmp_path / "sharded"
+    tk.save(net(), bare)
+    command = [sys.executable, str(script), str(bare), str(sharded), str(int(original_parameters))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "1.0\n"), done.stderr
+    other = net(seed=1)
+    assert tk.load(sharded, into=other).plan.coverage == 1.0
+    assert equal(other, net())
+
+
+PARAMETRIZED = {
+    "bare": lambda layer: layer,
+    "weight norm": parametrizations.weight_norm,
+    "older weight norm": nn.utils.weight_norm,
+    "spectral norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+}
+
+
+NEW, OLDER = "w.parametrizations.weight", "w.weight"
+
+
+@pytest.mark.parametrize(
+    ("saved", "live", "same", "differing"),
+    [
+        ("bare", "spectral norm", {OLDER: f"{NEW}.original"}, [f"{NEW}.0._u", f"{NEW}.0._v"]),
+        ("spectral norm", "bare", {f"{NEW}.original": OLDER}, [f"{NEW}.0._u", f"{NEW}.0._v"]),
+        ("bare", "orthogonal", {OLDER: f"{NEW}.original"}, [f"{NEW}.0.base"]),
+        ("weight norm", "older weight norm", {f"{NEW}.original0": "w.weight_g", f"{NEW}.original1": "w.weight_v"}, []),
+        ("older weight norm", "weight norm", {"w.weight_g": f"{NEW}.original0", "w.weight_v": f"{NEW}.original1"}, []),
+        ("weight norm", "weight norm", {f"{NEW}.original0": f"{NEW}.original0"}, []),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_a_parametrized_weight_is_found_by_the_name_it_has_without(tmp_path, saved, live, same, differing):
+    def make(kind):
+        return nn.ModuleDict({"w": PARAMETRIZED[kind](nn.Linear(4, 4)), "module": nn.Linear(2, 2)})
+
+    model, other = make(saved), make(live)
+    tk.save(model, tmp_path / "ckpt")
+    plan = tk.plan(tmp_path / "ckpt", into=nn.DataParallel(other), rules=[tk.Skip(*differing)] if differing else [])
+    assert [row.name for row in plan.rows if row.status.value == "skipped"] == differing
+    plan.apply()
+    for old, new in {**same, "w.bias": "w.bias", "module.weight": "module.weight"}.items():
+        assert torch.equal(model.state_dict()[old], other.state_dict()[new])
 
 
 def test_every_difference_is_raised_at_once_and_nothing_is_touched(tmp_path):

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Collection, Sequence
 from operator import attrgetter
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ _COLOURS = {
     "adapted": _CYAN,
     "matched": _GREEN,
 }
-_RULE_OPTIONS = ("--rename", "--skip", "--only", "--cast")
+_RULE_OPTIONS = ("--rename", "--skip", "--only", "--cast", "--rule")
 _LABEL = re.compile(rf"  ({'|'.join(_COLOURS)})(?=  |:)")
 
 
@@ -68,6 +69,8 @@ def add_to(verbs: Verbs) -> None:
             "torchkeep plan resnet50.pth torchvision.models:resnet50",
             "torchkeep plan last.ckpt train:Net --rename module.= --skip fc",
             r"torchkeep plan last.ckpt train:Net --rename '^layers\.(\d+)=blocks.\1' --cast",
+            "torchkeep plan rgb.pth train:Grey --rule 'InputChannels(\"conv1\")' --json > plan.json",
+            "torchkeep plan rgb.pth train:Grey --replay plan.json",
             "torchkeep plan gan.pt train:make_generator --entry G --suggest",
         ],
         notes="Rules act in the order in which they are given. MODULE is imported, from the current folder too.",
@@ -82,6 +85,11 @@ def add_to(verbs: Verbs) -> None:
     add_rules(parser)
     parser.add_argument("--suggest", action="store_true", help="also print rules that would make it fit, as Python")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON, a row per tensor")
+    parser.add_argument(
+        "--replay",
+        metavar="FILE",
+        help="take the rules of a plan that --json printed, and exit with 1 if anything differs",
+    )
 
 
 def add_rules(parser: argparse.ArgumentParser, options: Collection[str] = _RULE_OPTIONS) -> None:
@@ -94,9 +102,10 @@ def add_rules(parser: argparse.ArgumentParser, options: Collection[str] = _RULE_
         "--skip": "leave these tensors alone",
         "--only": "leave all but these alone",
         "--cast": "allow dtypes to narrow (all without GLOB)",
+        "--rule": """any rule of torchkeep.rules as Python: 'MapRows(["cat"], ["dog", "cat"], "fc")'""",
     }
     for option in options:
-        metavar = "OLD=NEW" if option == "--rename" else "GLOB"
+        metavar = {"--rename": "OLD=NEW", "--rule": "CODE"}.get(option, "GLOB")
         nargs = "?" if option == "--cast" else None
         rules.add_argument(option, metavar=metavar, action=_AddRule, dest="rules", nargs=nargs, help=about[option])
 
@@ -105,14 +114,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Make the model, plan the load, print the plan."""
     model = make_model(arguments.factory)
     made = _plan(arguments, model)
-    suggested = made.suggest() if arguments.suggest else ()
+    suggested = made.suggest() if arguments.suggest else None
     if arguments.json:
-        extra = {"suggested": [repr(rule) for rule in suggested]} if arguments.suggest else {}
+        extra = {} if suggested is None else {"suggested": [repr(rule) for rule in suggested]}
         say_json({**made.to_dict(), **extra})
     else:
         say_plan(str(made))
         if suggested:
-            say("\n".join(["", "rules=[", *(f"    {rule!r}," for rule in suggested), "]"]))
+            say(f"\n{suggested}")
     try:
         made.check(strict=True)
     except PlanError as error:
@@ -126,13 +135,27 @@ def _plan(arguments: argparse.Namespace, model: object) -> LoadPlan:
 
     into = model if arguments.entry is None else {arguments.entry: model}
     try:
-        return plan(arguments.checkpoint, into, rules=arguments.rules)
+        made = plan(arguments.checkpoint, into, rules=arguments.rules)
     except TypeError as error:
         raise UsageError(f"{arguments.factory}: {error}") from error
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise NotFoundError("planning needs torch", remedy='pip install "torchkeep[torch]"') from error
+    return made if arguments.replay is None else made.replay(_recorded(arguments.replay, arguments.rules))
+
+
+def _recorded(file: str, rules: Sequence[Rule]) -> str:
+    if rules:
+        raise UsageError("--replay takes the rules of the recorded plan, so no others can be given")
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            "no such file", where=file, remedy="torchkeep plan ... --json > FILE records one"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: {error}") from error
 
 
 def say_plan(text: str) -> None:
@@ -156,8 +179,10 @@ def rule_of(option: str, text: str | None) -> Rule:
         >>> rule_of("--rename", "module.="), rule_of("--skip", "fc"), rule_of("--cast", None)
         (Rename(r"^module\.", ""), Skip("fc"), Cast())
     """
-    from torchkeep.rules import Cast, Only, Rename, Skip
+    from torchkeep.rules import Cast, Only, Rename, Skip, parse_rule
 
+    if option == "--rule":
+        return parse_rule(text or "")
     if option == "--cast":
         return Cast() if text is None else Cast(text)
     if option != "--rename":

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from torchkeep.live.modules import CheckpointNames, StandStill, named_modules, named_parameters, stands_still
@@ -85,15 +85,19 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def param_groups(model: nn.Module, options: Mapping[str, Mapping[str, object]]) -> list[dict[str, object]]:
+def param_groups(
+    model: nn.Module, options: Mapping[str | tuple[str, ...], Mapping[str, object]]
+) -> list[dict[str, object]]:
     """Parameter groups of what trains, by glob; where several globs fit a parameter, the last one wins.
 
     Args:
         model: Any module; wrappers such as DataParallel are seen through.
-        options: Glob to the options of its group, for example ``{"*": {"lr": 1e-4}, "fc": {"lr": 1e-2}}``.
+        options: Glob to the options of its group, for example ``{"*": {"lr": 1e-4}, "fc": {"lr": 1e-2}}``. A tuple of
+            names or globs, such as ``plan.fresh`` and what `replace_head` returns, is one group. Names of buffers are
+            accepted; an empty tuple is no group.
 
     Returns:
-        One group per glob that has parameters, in the order given, as torch optimizers take them.
+        One group per key that has parameters, in the order given, as torch optimizers take them.
 
     Raises:
         ValueError: A glob that fits no parameter, or parameters that train and fit no glob; all of them are named.
@@ -108,15 +112,17 @@ def param_groups(model: nn.Module, options: Mapping[str, Mapping[str, object]]) 
     if wrong:
         raise TypeError(f'the options of {wrong[0]!r} are a mapping, as {{"lr": 1e-3}}; not {options[wrong[0]]!r}')
     named = dict(named_parameters(model))
-    _refuse_unknown(options, named)
-    groups: dict[str, list[nn.Parameter]] = {glob: [] for glob in options}
+    known = _known_names(model)
+    members = {key: _Selection.of(key if isinstance(key, tuple) else (key,), known) for key in options}
+    _refuse_unknown([glob for selection in members.values() for glob in selection.globs], known)
+    groups: dict[str | tuple[str, ...], list[nn.Parameter]] = {key: [] for key in options}
     left_over = []
     seen: set[int] = set()
     for name, parameter in named.items():
         if not parameter.requires_grad or id(parameter) in seen:
             continue
         seen.add(id(parameter))
-        fitting = [glob for glob in options if matches(glob, name)]
+        fitting = [key for key, selection in members.items() if name in selection]
         if fitting:
             groups[fitting[-1]].append(parameter)
         else:
@@ -127,23 +133,38 @@ def param_groups(model: nn.Module, options: Mapping[str, Mapping[str, object]]) 
 
 
 def _parameters_named(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
-    parameters = dict(named_parameters(model))
-    checkpoint_name = CheckpointNames(model)
-    known: dict[str, torch.Tensor] = {checkpoint_name(name): buffer for name, buffer in model.named_buffers()}
-    known |= parameters
+    known = _known_names(model)
     if not names:
         raise ValueError('no names are given; "*" means all')
-    whole = {name for name in names if isinstance(name, str) and name in known}
-    globs = [name for name in names if not isinstance(name, str) or name not in known]
-    _refuse_unknown(globs, known)
-    return {
-        name: parameter
-        for name, parameter in parameters.items()
-        if name in whole or any(matches(glob, name) for glob in globs)
-    }
+    selection = _Selection.of(names, known)
+    _refuse_unknown(selection.globs, known)
+    return {name: parameter for name, parameter in named_parameters(model) if name in selection}
 
 
-def _refuse_unknown(globs: Iterable[str], known: Mapping[str, torch.Tensor]) -> None:
+def _known_names(model: nn.Module) -> set[str]:
+    """The names of all parameters and buffers."""
+    checkpoint_name = CheckpointNames(model)
+    return {checkpoint_name(name) for name, _ in model.named_buffers()} | {name for name, _ in named_parameters(model)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """Names and globs: a name of the model means only itself, whatever characters it has."""
+
+    names: frozenset[str]
+    globs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, given: Sequence[str], known: Collection[str]) -> _Selection:
+        """Tell names from globs."""
+        names = frozenset(each for each in given if isinstance(each, str) and each in known)
+        return cls(names, tuple(each for each in given if not isinstance(each, str) or each not in known))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names or any(matches(glob, name) for glob in self.globs)
+
+
+def _refuse_unknown(globs: Iterable[str], known: Collection[str]) -> None:
     globs = list(globs)
     wrong = [glob for glob in globs if not isinstance(glob, str)]
     if wrong:

@@ -11,11 +11,17 @@ from torch import nn
 
 _STANDARD_LOADERS = {nn.Module._load_from_state_dict, nn.modules.batchnorm._NormBase._load_from_state_dict}  # noqa: SLF001 - torch has no public way to ask
 
+_SHARDED = "_fsdp_wrapped_module"
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", _SHARDED)
+
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile, however they are nested."""
-    while (attribute := _inner_attribute(module)) is not None:
-        module = getattr(module, attribute)
+    """The module inside DataParallel, DistributedDataParallel, torch.compile and activation checkpointing, all nested.
+
+    FullyShardedDataParallel stays: only through it are its parameters whole.
+    """
+    while (attribute := _inner_attribute(module)) not in {None, _SHARDED}:
+        module = getattr(module, str(attribute))
     return module
 
 
@@ -23,7 +29,8 @@ def _inner_attribute(module: nn.Module) -> str | None:
     """The attribute in which a wrapper keeps the module that it wraps; None for every other module."""
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return "module"
-    return "_orig_mod" if isinstance(module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module) else None
+    children = module.__dict__.get("_modules", {})
+    return next((name for name in _WRAPPED if isinstance(children.get(name), nn.Module)), None)
 
 
 class CheckpointNames:

@@ -17,10 +17,23 @@ MIN_LIKENESS = 0.4
 MIN_TYPO_LIKENESS = 0.8
 
 
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Which leftovers are likely one tensor.
+
+    Attributes:
+        names: Checkpoint name to model name.
+        ambiguous: Checkpoint names that could be several of the model's, or that share one with others, to those.
+    """
+
+    names: Mapping[str, str]
+    ambiguous: Mapping[str, tuple[str, ...]]
+
+
 def assign(
     checkpoint: Mapping[str, Hashable], model: Mapping[str, Hashable], settled: Collection[str] = ()
-) -> dict[str, str]:
-    """Checkpoint names to model names that are likely one tensor; what is ambiguous is left out.
+) -> Assignment:
+    """Find which leftovers of a checkpoint and of a model are likely one tensor; nothing is guessed in a tie.
 
     Args:
         checkpoint: Leftover names, in order, to what must be equal for two to be one tensor: shape and dtype.
@@ -32,7 +45,8 @@ def assign(
     assigned = _assign_by_beginnings(left, right, modules)
     for old, new in assigned.items():
         del left[old], right[new]
-    return assigned | _assign_by_similarity(left, right, modules)
+    similar, ambiguous = _assign_by_similarity(left, right, modules)
+    return Assignment(assigned | similar, ambiguous)
 
 
 def _may_be_one(old: str, new: str, modules: Collection[str]) -> bool:
@@ -123,11 +137,12 @@ class _Features:
 
 def _assign_by_similarity(
     left: Mapping[str, Hashable], right: Mapping[str, Hashable], modules: Collection[str]
-) -> dict[str, str]:
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     """Pairs inside buckets of equal tensors, the likeliest of all first; a tie leaves all that take part in it out."""
     found_likely = (found for found in _scores(left, right) if _may_be_one(found[1], found[2], modules))
     scored = sorted(found_likely, key=lambda found: -found[0])
     assigned: dict[str, str] = {}
+    ambiguous: dict[str, tuple[str, ...]] = {}
     gone: set[tuple[str, str]] = set()
     for _, group in groupby(scored, key=lambda found: found[0]):
         equals = [(old, new) for _, old, new in group if ("left", old) not in gone and ("right", new) not in gone]
@@ -136,7 +151,9 @@ def _assign_by_similarity(
             gone |= {("left", old), ("right", new)}
             if olds[old] == news[new] == 1:
                 assigned[old] = new
-    return {name: assigned[name] for name in left if name in assigned}
+            else:
+                ambiguous[old] = (*ambiguous.get(old, ()), new)
+    return {name: assigned[name] for name in left if name in assigned}, ambiguous
 
 
 def _scores(left: Mapping[str, Hashable], right: Mapping[str, Hashable]) -> Iterator[tuple[float, str, str]]:

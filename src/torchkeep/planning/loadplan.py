@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias, get_args
 
 from torchkeep.errors import PlanError
-from torchkeep.planning import report
+from torchkeep.planning import recorded, report
 from torchkeep.planning.match import arrange, match
 from torchkeep.planning.regrouping import Fuse, Split
 from torchkeep.planning.rows import Pair, Row, Status
 from torchkeep.planning.rules import Rename, Rule
-from torchkeep.planning.suggest import suggest
-from torchkeep.tensors import TensorSpec
+from torchkeep.planning.suggest import Suggestions, suggest
 
 Executor: TypeAlias = Callable[["LoadPlan"], object]
 
@@ -32,6 +32,7 @@ class LoadPlan:
         executor: What carries the plan out; bound by whoever has the objects.
 
     Example:
+        >>> from torchkeep.tensors import TensorSpec
         >>> spec = TensorSpec("float32", (10, 4))
         >>> pair = Pair({"head.weight": spec}, {"fc.weight": spec}, "module", "Net")
         >>> plan = make_plan({"": pair}, [Rename("^head", "fc")], source="ckpt")
@@ -73,8 +74,11 @@ class LoadPlan:
         rows = (row for row in self._counting_rows() if row.model is not None and not _arrives(row))
         return tuple(self._model_name(row) for row in rows)
 
-    def suggest(self) -> tuple[Rule, ...]:
-        """The few rules that, after the plan's own, would make it fit in strict mode; none when it fits."""
+    def suggest(self) -> Suggestions:
+        """The few rules that, after the plan's own, would make it fit in strict mode; none when it fits.
+
+        Printed, they are code to paste, with what each gains, what else there is, and what was too ambiguous to say.
+        """
         return suggest(self)
 
     def with_rules(self, *rules: Rule) -> LoadPlan:
@@ -140,14 +144,36 @@ class LoadPlan:
 
     def to_dict(self) -> dict[str, object]:
         """The plan as plain values for JSON, ``schema`` 1."""
-        return {
-            "schema": 1,
-            "source": self.source,
-            "coverage": self.coverage,
-            "tensors": {"matched": self.matched_count, "total": self.model_count},
-            "rules": [repr(rule) for rule in self.rules],
-            "rows": [_row_dict(row) for row in self.rows],
-        }
+        return recorded.plain_values(self)
+
+    def to_json(self) -> str:
+        """The plan as JSON, to be kept beside the code and given to `replay`."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    def replay(self, text: str) -> LoadPlan:
+        """This load under the rules of a recorded plan, if it decides for every tensor what was recorded.
+
+        Args:
+            text: What `to_json` gave, also of another path. Its rules take the place of this plan's own.
+
+        Raises:
+            FormatError: It is no recorded plan.
+            PlanError: A tensor is other than it was, or something else would become of it; all of them are named.
+
+        Example:
+            >>> from torchkeep.tensors import TensorSpec
+            >>> spec = TensorSpec("float32", (2,))
+            >>> before = make_plan(
+            ...     {"": Pair({"a": spec}, {"b": spec}, "module", "Net")}, [Rename("a", "b")], source="x"
+            ... )
+            >>> after = make_plan({"": Pair({"a": spec}, {"b": spec}, "module", "Net")}, [], source="y")
+            >>> after.replay(before.to_json()).rules
+            (Rename("a", "b"),)
+        """
+        rules, rows = recorded.read_recorded(text)
+        again = replace(make_plan(self.pairs, rules, source=self.source), executor=self.executor)
+        recorded.refuse_differences(again, rows)
+        return again
 
     def __str__(self) -> str:
         return report.render(self)
@@ -230,20 +256,3 @@ def _share_of_checkpoint(matched: Sequence[Row], rows: Sequence[Row]) -> float:
 def _require_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is a share from 0 to 1; not {value!r}")
-
-
-def _row_dict(row: Row) -> dict[str, object]:
-    return {
-        "entry": row.entry,
-        "name": row.name,
-        "checkpoint_name": row.checkpoint_name,
-        "status": row.status.value,
-        "changes": [change.value for change in row.changes],
-        "reason": row.reason,
-        "checkpoint": _spec_dict(row.checkpoint),
-        "model": _spec_dict(row.model),
-    }
-
-
-def _spec_dict(spec: TensorSpec | None) -> dict[str, object] | None:
-    return None if spec is None else {"dtype": spec.dtype, "shape": list(spec.shape)}

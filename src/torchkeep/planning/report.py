@@ -189,8 +189,10 @@ def _change_cells(plan: LoadPlan) -> Iterator[list[str]]:
 
 
 def _differing_beginnings(old: str, new: str) -> tuple[str, str]:
-    """Two names without the segments that both end in."""
+    """Two names without the segments that both end in, and with ``*`` for numbers if they have the same."""
     left, right = old.split("."), new.split(".")
+    if [part for part in left if part.isdecimal()] == [part for part in right if part.isdecimal()]:
+        left, right = (["*" if part.isdecimal() else part for part in parts] for parts in (left, right))
     while left and right and left[-1] == right[-1]:
         left.pop()
         right.pop()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
+from torchkeep.planning.alternatives import alternatives
 from torchkeep.planning.assignment import assign
+from torchkeep.planning.joins import find_fuses, find_splits
 from torchkeep.planning.renames import generalise
 from torchkeep.planning.rows import DIFFERENCES, Row, Status
 from torchkeep.planning.rules import Cast, Rename, Rule, Skip
@@ -16,21 +19,103 @@ from torchkeep.tensors import TensorSpec
 if TYPE_CHECKING:
     from torchkeep.planning.loadplan import LoadPlan
 
+_Proposal: TypeAlias = tuple[tuple[Rule, ...], Mapping[str, tuple[str, ...]]]  # and what is ambiguous
 MAX_SINGLE_SKIPS = 4
 MAX_CAST_GLOBS = 3
+MAX_AMBIGUITIES = 6
 
 
-def suggest(plan: LoadPlan) -> tuple[Rule, ...]:
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """One suggested rule, and what there is to know about it.
+
+    Attributes:
+        rule: The rule.
+        gains: Names in the model that match with it and did not with the rules before it.
+        settles: Names that differed and that it leaves alone.
+        alternatives: Rules that would adapt what it leaves alone; whether the values mean that, only a person can say.
+    """
+
+    rule: Rule
+    gains: tuple[str, ...]
+    settles: tuple[str, ...]
+    alternatives: tuple[Rule, ...] = ()
+
+
+class Suggestions(tuple[Rule, ...]):  # noqa: SLOT001 - a tuple has no room for slots
+    """Suggested rules, in order; printed, they are code to paste with a comment on each.
+
+    Attributes:
+        explained: What is to be known of each rule.
+        ambiguous: Checkpoint names that no rule is suggested for, since they could be any of these in the model.
+    """
+
+    explained: tuple[Suggestion, ...]
+    ambiguous: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, explained: Sequence[Suggestion], ambiguous: Mapping[str, tuple[str, ...]]) -> Suggestions:
+        """The rules of the suggestions."""
+        made = cls(each.rule for each in explained)
+        made.explained, made.ambiguous = tuple(explained), dict(ambiguous)
+        return made
+
+    def __str__(self) -> str:
+        lines = ["rules=[", *(f"    {each.rule!r},  # {_comment(each)}" for each in self.explained), "]"]
+        shown = list(self.ambiguous.items())[:MAX_AMBIGUITIES]
+        lines += [f"# ambiguous, left out: {name} could be {' or '.join(others)}" for name, others in shown]
+        if len(self.ambiguous) > len(shown):
+            lines.append(f"# ambiguous, left out: {len(self.ambiguous) - len(shown):,} more")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Suggestions.of, (self.explained, self.ambiguous)
+
+
+def _comment(suggestion: Suggestion) -> str:
+    said = []
+    if suggestion.gains:
+        said.append(f"{_count(suggestion.gains)} gained")
+    if suggestion.settles:
+        said.append(f"{_count(suggestion.settles)} left alone")
+    if suggestion.alternatives:
+        said.append(f"or adapt: {', '.join(map(repr, suggestion.alternatives))}")
+    return "; ".join(said) or "together with the next"
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names):,} tensor{'s' if len(names) != 1 else ''}"
+
+
+def suggest(plan: LoadPlan) -> Suggestions:
     """The rules that, added to the plan's own, make it fit in strict mode; the same plan gets the same rules."""
     current = plan
+    explained: list[Suggestion] = []
+    ambiguous: dict[str, tuple[str, ...]] = {}
     # Modules first: what is said about their tensors holds for their optimizer's state as well.
     for entry in sorted(plan.pairs, key=lambda entry: not plan.pairs[entry].counts):
-        for propose in (_renames, _casts, _skips):
-            current = current.with_rules(*propose(current, entry))
-    return current.rules[len(plan.rules) :]
+        for propose in (_renames, _regroupings, _casts, _skips):
+            rules, unsaid = propose(current, entry)
+            ambiguous |= unsaid
+            for rule in rules:
+                following = current.with_rules(rule)
+                explained.append(_explained(rule, current, following))
+                current = following
+    return Suggestions.of(explained, ambiguous)
 
 
-def _renames(plan: LoadPlan, entry: str) -> tuple[Rule, ...]:
+def _explained(rule: Rule, before: LoadPlan, after: LoadPlan) -> Suggestion:
+    matched = {(row.entry, row.name) for row in before.rows if row.status is Status.MATCHED}
+    gained = [row.name for row in after.rows if row.status is Status.MATCHED and (row.entry, row.name) not in matched]
+    if not isinstance(rule, Skip):
+        return Suggestion(rule, tuple(gained), ())
+    differed = [row for row in before.rows if row.differs and rule.acts_on(row.entry) and rule.matches(row.name)]
+    settled = tuple(dict.fromkeys(row.name for row in differed))
+    counting = [row for row in differed if before.pairs[row.entry].counts]
+    return Suggestion(rule, tuple(gained), settled, alternatives(counting))
+
+
+def _renames(plan: LoadPlan, entry: str) -> _Proposal:
     """Renames that let more tensors match and none fewer."""
     pair = plan.pairs[entry]
     rows = [row for row in plan.rows if row.entry == entry]
@@ -46,37 +131,57 @@ def _renames(plan: LoadPlan, entry: str) -> tuple[Rule, ...]:
         if row.resulting_name is not None and row.status is not Status.ONLY_IN_CHECKPOINT
     }
     only_in_checkpoint = leftover(Status.ONLY_IN_CHECKPOINT)
-    assigned = assign(only_in_checkpoint, leftover(Status.ONLY_IN_MODEL), [*settled, *settled.values()])
+    found = assign(only_in_checkpoint, leftover(Status.ONLY_IN_MODEL), [*settled, *settled.values()])
+    assigned = found.names
     if not assigned:
-        return ()
+        return (), found.ambiguous
     others = {name: name for name in only_in_checkpoint if name not in assigned}
     limit = _limit(plan, entry)
     exact = (Rename(assigned, entry=limit),)
     for rules in (generalise(assigned, settled, others, entry=limit), exact):
         if _is_better(plan.with_rules(*rules), plan):
-            return rules
-    return ()
+            return rules, found.ambiguous
+    return (), found.ambiguous
 
 
-def _casts(plan: LoadPlan, entry: str) -> tuple[Rule, ...]:
+def _regroupings(plan: LoadPlan, entry: str) -> _Proposal:
+    """Several tensors as one and one as several, with the renames that this makes possible, if it gains anything."""
+    limit = _limit(plan, entry)
+    sides: dict[Status, dict[str, TensorSpec]] = {Status.ONLY_IN_CHECKPOINT: {}, Status.ONLY_IN_MODEL: {}}
+    for row in plan.rows:
+        spec = row.checkpoint or row.model
+        if row.entry == entry and row.status in sides and spec is not None:
+            sides[row.status][row.name] = spec
+    only_in_checkpoint, only_in_model = sides.values()
+    for find in (find_fuses, find_splits):
+        rules = find(only_in_checkpoint, only_in_model, entry=limit)
+        if rules:
+            regrouped = plan.with_rules(*rules)
+            renames, ambiguous = _renames(regrouped, entry)
+            if _is_better(regrouped.with_rules(*renames), plan):
+                return (*rules, *renames), ambiguous
+    return (), {}
+
+
+def _casts(plan: LoadPlan, entry: str) -> _Proposal:
     rows = [row for row in plan.rows if row.entry == entry]
     narrowed = [row.name for row in rows if row.status is Status.DTYPE_DIFFERS]
     if not narrowed:
-        return ()
+        return (), {}
     subtrees = fold(narrowed, {row.name for row in rows} - set(narrowed))
     globs = [subtree.glob for subtree in subtrees] if len(subtrees) <= MAX_CAST_GLOBS else []
-    return (Cast(*globs, entry=_limit(plan, entry)),)
+    return (Cast(*globs, entry=_limit(plan, entry)),), {}
 
 
-def _skips(plan: LoadPlan, entry: str) -> tuple[Rule, ...]:
+def _skips(plan: LoadPlan, entry: str) -> _Proposal:
     rows = [row for row in plan.rows if row.entry == entry]
     differing = dict.fromkeys(row.name for status in DIFFERENCES for row in rows if row.status is status)
     matched = {row.name for row in rows if row.status is Status.MATCHED}
     globs = [subtree.glob for subtree in fold(differing, matched)]
     limit = _limit(plan, entry)
     if len(globs) <= MAX_SINGLE_SKIPS:
-        return tuple(Skip(glob, entry=limit) for glob in globs)
-    return (Skip(*globs, entry=limit),)
+        return tuple(Skip(glob, entry=limit) for glob in globs), {}
+    return (Skip(*globs, entry=limit),), {}
 
 
 def _limit(plan: LoadPlan, entry: str) -> str | None:

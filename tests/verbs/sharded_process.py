@@ -27,4 +27,5 @@ def main(bare: str, sharded: str, original_parameters: str) -> None:
         destroy_process_group()
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torchkeep.rules import Only as Only
     from torchkeep.rules import Rename as Rename
     from torchkeep.rules import Skip as Skip
+    from torchkeep.verbs.averaging import average as average
+    from torchkeep.verbs.converting import convert as convert
     from torchkeep.verbs.diffing import diff as diff
     from torchkeep.verbs.listing import checkpoints as checkpoints
     from torchkeep.verbs.loading import load as load
@@ -54,7 +56,9 @@ _HOMES = {
     "PlanError": "errors",
     "Rename": "rules",
     "Skip": "rules",
+    "average": "verbs.averaging",
     "checkpoints": "verbs.listing",
+    "convert": "verbs.converting",
     "diff": "verbs.diffing",
     "freeze": "live.freeze",
     "load": "verbs.loading",

@@ -250,8 +250,8 @@ def tensors_of(tree: object) -> dict[str, TensorSpec]:
 
 def check_range(spec: TensorSpec, begin: int, buffer: memoryview) -> None:
     """Refuse a range that is not of a tensor's whole elements; see `Source.read_range_into`."""
-    bits = bits_of(spec.dtype)
-    if begin < 0 or begin + buffer.nbytes > spec.nbytes or begin * 8 % bits or buffer.nbytes * 8 % bits:
+    item_bytes = bits_of(spec.dtype) // 8 or 1
+    if begin < 0 or begin + buffer.nbytes > spec.nbytes or begin % item_bytes or buffer.nbytes % item_bytes:
         raise ValueError(f"bytes {begin:,} to {begin + buffer.nbytes:,} are not whole elements of {spec}")
 
 

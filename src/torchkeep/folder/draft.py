@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from torchkeep.folder.digests import PIECE_BYTES
 from torchkeep.folder.record import Entry, Node
 from torchkeep.tensors import TensorSpec
 
@@ -19,12 +20,25 @@ class DraftTensor:
         may_change: Whether training may change it.
         read: Its bytes in C order.
         is_divisible: Whether `read` gives memory that is there anyway, so that it may be called for every part.
+        fill: For a tensor that is nowhere in memory: reads its bytes from a position on into a buffer, and is called
+            in place of `read` where bytes are written.
     """
 
     spec: TensorSpec
     may_change: bool
     read: Callable[[], memoryview]
     is_divisible: bool = False
+    fill: Callable[[int, memoryview], None] | None = None
+
+    def pieces(self, begin: int, end: int) -> Iterator[memoryview]:
+        """The bytes from `begin` to `end` where they are read a piece at a time; each is overwritten by the next."""
+        if self.fill is None:
+            raise ValueError("this tensor is read at once")
+        buffer = memoryview(bytearray(min(PIECE_BYTES, end - begin)))
+        for at in range(begin, end, PIECE_BYTES):
+            piece = buffer[: min(PIECE_BYTES, end - at)]
+            self.fill(at, piece)
+            yield piece
 
 
 @dataclass(frozen=True, slots=True)

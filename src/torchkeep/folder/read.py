@@ -117,8 +117,12 @@ class FolderSource:
 
     def check_all(self, threads: int = 1) -> None:
         """Check every tensor of the checkpoint; headers, indexes and the record were checked when it was opened."""
-        specs = [TensorSpec(t.dtype, t.shape, (g, n)) for g, ts in self.record.tensors.items() for n, t in ts.items()]
-        self.check(specs, threads)
+        self.check(self.specs(), threads)
+
+    def specs(self) -> list[TensorSpec]:
+        """Every tensor that is stored, by group and name; tied ones are one, and random states are there too."""
+        tensors = self.record.tensors.items()
+        return [TensorSpec(t.dtype, t.shape, (group, name)) for group, of in tensors for name, t in of.items()]
 
     def close(self) -> None:
         """Close all files."""

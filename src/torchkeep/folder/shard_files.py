@@ -65,11 +65,13 @@ def write_span(
     with buffers.lend(span[-1].end - span[-1].begin + span[-1].at - span[0].at + 1) as bounce:
         run = Run(file, span[0].at, bounce)
         for chunk in span:
-            if chunk.tensor != read_name or not digests:
-                read_name, data = chunk.tensor, as_bytes(drafts[chunk.tensor].read())
-            state = xxhash.xxh3_128()
-            for piece in run.put(data[chunk.begin : chunk.end]):
-                state.update(piece.data)
+            draft, state = drafts[chunk.tensor], xxhash.xxh3_128()
+            if draft.fill is None and (chunk.tensor != read_name or not digests):
+                read_name, data = chunk.tensor, as_bytes(draft.read())
+            whole = [data[chunk.begin : chunk.end]]
+            for part in whole if draft.fill is None else map(as_bytes, draft.pieces(chunk.begin, chunk.end)):
+                for piece in run.put(part):
+                    state.update(piece.data)
             digests.append(state.hexdigest())
         run.close()
     return digests

@@ -1,0 +1,73 @@
+"""New files and folders of any format: staged beside their place, flushed, named in one step; nothing is replaced."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torchkeep.errors import ConflictError
+from torchkeep.folder.durable import fsync_path, make_parents
+from torchkeep.folder.refusals import refuse_inside_checkpoint
+from torchkeep.folder.renames import NOREPLACE, rename
+from torchkeep.folder.staging import Staging
+from torchkeep.folder.write import refused
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[int]:
+    """Open a file to be filled; it is flushed and gets its name when the block ends without an error.
+
+    Raises:
+        ConflictError: Something is at the path, or came while the file was written; it is as before.
+        CheckpointError: The operating system refused; nothing is left behind.
+    """
+    with _staged(target, as_file=True) as staging:
+        yield staging.descriptor
+        os.fsync(staging.descriptor)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Make a folder to be filled; it is flushed and gets its name when the block ends without an error.
+
+    Raises:
+        ConflictError, CheckpointError: As for `new_file`.
+    """
+    with _staged(target, as_file=False) as staging:
+        yield staging.path
+        for folder, _, names in os.walk(staging.path):
+            for name in names:
+                fsync_path(Path(folder, name))
+            fsync_path(Path(folder))
+
+
+def refuse_taken(target: Path) -> None:
+    """Refuse a path at which something is, or that lies in a torchkeep checkpoint.
+
+    Raises:
+        ConflictError: So it is.
+    """
+    if os.path.lexists(target):
+        raise ConflictError("something is there already", where=target, remedy="choose another name, or remove it")
+    refuse_inside_checkpoint(target)
+
+
+@contextmanager
+def _staged(target: Path, *, as_file: bool) -> Iterator[Staging]:
+    refuse_taken(target)
+    try:
+        make_parents(target.parent)
+        staging = Staging(target.parent, as_file=as_file)
+        try:
+            yield staging
+            if not rename(staging.path, target, NOREPLACE):
+                refuse_taken(target)
+            fsync_path(target.parent)
+        finally:
+            staging.discard()
+    except OSError as error:
+        if isinstance(error, ConflictError):
+            raise
+        raise refused(error, target) from error

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from torchkeep.folder.digests import PIECE_BYTES
 from torchkeep.folder.record import Entry, Node
 from torchkeep.tensors import TensorSpec
+
+PIECE_BYTES = 4 * 2**20  # of a tensor that is nowhere in memory: read and written at once
 
 
 @dataclass(frozen=True, slots=True)

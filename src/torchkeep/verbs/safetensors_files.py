@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchkeep.errors import FormatError
-from torchkeep.folder.digests import PIECE_BYTES
+from torchkeep.folder.draft import PIECE_BYTES
 from torchkeep.folder.shards import file_order, header_of, index_of
 from torchkeep.tensors import Source, TensorSpec
 from torchkeep.verbs.new_files import new_file

@@ -1,7 +1,7 @@
 """A process that saves and can be killed at any system call: each save runs in a fork that waits until it is watched.
 
 Run as a script it reads commands, one JSON object a line, and answers each with one line: ``save`` forks a child and
-gives its process number when it stands at its gate; ``go`` opens the gate and gives the child's exit code.
+gives the number of the thread that stands at its gate; ``go`` opens the gate and gives the child's exit code.
 """
 
 from __future__ import annotations
@@ -12,42 +12,57 @@ import os
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from tests.crash.versions import NEXT, Run, assert_same, leftovers, save_step, save_version, state, version_of
 
 import torchkeep as tk
 from torchkeep.folder import renames
+from torchkeep.verbs.background import SaveHandle
 
-FROZEN = {"weight": torch.arange(600.0).reshape(20, 30), "bias": torch.arange(20.0)}
-
-
-def state(version: int) -> dict[str, dict[str, object]]:
-    """What is saved as a version: `backbone` is the same in all of them, nothing else is."""
-    return {
-        "backbone": dict(FROZEN),
-        "head": {"weight": torch.full((10, 20), float(version)), "bias": torch.full((10,), 0.5 + version)},
-        "progress": {"epoch": version, "scale": torch.tensor(version)},
-    }
+SAVED, REFUSED = 0, 10
 
 
-def save_version(path: Path, version: int) -> None:
-    """Save a version as a folder, or as one file where the path ends so."""
-    tk.save(state(version), path, io_threads=1)
+def save_and_go_on(path: Path, version: int) -> None:
+    """Save a version; whatever came of it must be told truly, and the next save in the same process must work.
+
+    It exits with REFUSED when the first save raised what a save may raise.
+    """
+    before, run = version_of(path), Run(path) if path.name == "run" else None
+    save = run.save if run is not None else partial(save_version, path)
+    open_before = len(os.listdir("/proc/self/fd"))
+    outcome = SAVED
+    os.getpgid(0)  # for whoever watches: what follows is that save
+    try:
+        save(version)
+    except tk.errors.CheckpointError as error:
+        outcome = REFUSED
+        is_there = "in place" in str(error)
+    os.getsid(0)  # what follows is no longer
+    if outcome == REFUSED:
+        assert version_of(path) == (version if is_there else before), error
+    else:
+        assert version_of(path) == version
+    save(NEXT)
+    if run is not None:
+        assert_same(run.held, state(NEXT))
+        run.manager.close()
+    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert version_of(path) == NEXT
+    assert leftovers(path.parent) == []
+    os._exit(outcome)
 
 
-def save_step(run: Path, version: int) -> None:
-    """Resume a run and save a version as its next step, with nothing kept but the newest."""
-    held = state(0)
-    with tk.CheckpointManager(run, held, retain=tk.KeepLast(1), io_threads=1) as manager:
-        step = manager.resume()
-        for name, values in state(version).items():
-            held[name].update(values)
-        manager.save(step).wait()
-
-
-SAVERS: dict[str, Callable[[Path, int], None]] = {"version": save_version, "step": save_step}
+SAVERS: dict[str, Callable[[Path, int], None]] = {
+    "version": save_version,
+    "step": save_step,
+    "version, and go on": save_and_go_on,
+    "step, and go on": save_and_go_on,
+}
 
 
 def at_start_of_save(_gate: Callable[[], None]) -> None:
@@ -55,14 +70,14 @@ def at_start_of_save(_gate: Callable[[], None]) -> None:
 
 
 def at_start_of_background(gate: Callable[[], None]) -> None:
-    """Watch the background thread only: the gate stands where the thread that saves would start."""
-    start = threading.Thread.start
+    """Watch the background thread only: the gate stands where it starts."""
+    run = SaveHandle._run
 
-    def start_watched(thread: threading.Thread) -> None:
+    def run_watched(handle: SaveHandle) -> None:
         gate()
-        start(thread)
+        run(handle)
 
-    threading.Thread.start = start_watched
+    SaveHandle._run = run_watched
 
 
 def until_background(_gate: Callable[[], None]) -> None:
@@ -89,15 +104,15 @@ class Gate:
         self._passed = False
 
     def wait_inside(self) -> None:
-        """In the child: say that it stands here, and wait."""
+        """In the child: say which thread stands here, and wait."""
         if not self._passed:
             self._passed = True
-            os.write(self._is_ready, b".")
+            os.write(self._is_ready, f"{threading.get_native_id()}\n".encode())
             os.read(self._go, 1)
 
-    def wait_outside(self) -> None:
-        """In the parent: wait until the child stands here."""
-        os.read(self._ready, 1)
+    def wait_outside(self) -> int:
+        """In the parent: wait until the child stands here; which of its threads does."""
+        return int(os.read(self._ready, 100))
 
     def open(self) -> None:
         """In the parent: let the child go on."""
@@ -113,15 +128,15 @@ def fork_save(command: dict[str, str], gate: Gate) -> int:
     child = os.fork()
     if child:
         return child
-    code = 1
     try:
         WATCHES[command["watch"]](gate.wait_inside)
         if command["watch"] != at_start_of_background.__name__:
             gate.wait_inside()
         SAVERS[command["saver"]](Path(command["path"]), int(command["version"]))
-        code = 0
-    finally:
-        os._exit(code)
+        os._exit(SAVED)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def rehearse() -> None:
@@ -142,8 +157,7 @@ def main() -> None:
             gate.close()
             gate = Gate()
             child = fork_save(command, gate)
-            gate.wait_outside()
-            answer = child
+            answer = gate.wait_outside()
         else:
             gate.open()
             answer = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -15,7 +15,8 @@ Each message says what, where, and what to do next. Any other exception on bad i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "CheckpointError",
@@ -79,6 +80,27 @@ def _rebuild(
     kind: type[CheckpointError], what: str, where: str | None, faults: tuple[str, ...], remedy: str | None
 ) -> CheckpointError:
     return kind(what, where=where, faults=faults, remedy=remedy)
+
+
+@contextmanager
+def typed(what: str, where: str | os.PathLike[str], remedy: str | None = None) -> Iterator[None]:
+    """Turn what the operating system refuses into an error of this tree; those of the tree pass as they are.
+
+    Example:
+        >>> with typed("cannot be read", "ckpt"):
+        ...     raise PermissionError(13, "Permission denied")
+        Traceback (most recent call last):
+        torchkeep.errors.CheckpointError: ckpt: cannot be read: Permission denied
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        inside = error.filename is not None and os.fsdecode(error.filename) != os.fspath(where)
+        faults = [f"at {error.filename}"] if inside else ()
+        raise CheckpointError(f"{what}: {reason}", where=where, faults=faults, remedy=remedy) from error
 
 
 class CorruptError(CheckpointError):

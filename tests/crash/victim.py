@@ -44,7 +44,7 @@ def save_and_go_on(path: Path, version: int) -> None:
         is_there = "in place" in str(error)
     os.getsid(0)  # what follows is no longer
     if outcome == REFUSED:
-        assert version_of(path) == (version if is_there else before), error
+        assert version_of(path) == (version if is_there else before)
     else:
         assert version_of(path) == version
     save(NEXT)
@@ -134,7 +134,7 @@ def fork_save(command: dict[str, str], gate: Gate) -> int:
             gate.wait_inside()
         SAVERS[command["saver"]](Path(command["path"]), int(command["version"]))
         os._exit(SAVED)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - a child must not go on as its parent
         traceback.print_exc()
         os._exit(1)
 

@@ -75,7 +75,9 @@ class Victim:
         thread = self._ask(do="save", saver=scenario.saver, watch=watch, path=str(path), version=NEW)
         trace = f"trace={','.join(f'?{call}' for call in calls)}"
         with subprocess.Popen(
-            [self._strace, "-p", str(thread), "-o", self._trace, "-e", trace, *options], stderr=subprocess.PIPE, text=True
+            [self._strace, "-p", str(thread), "-o", self._trace, "-e", trace, *options],
+            stderr=subprocess.PIPE,
+            text=True,
         ) as strace:
             said = strace.stderr.readline()
             assert "attached" in said, said
@@ -140,5 +142,3 @@ SCENARIOS = {
     "a new file": Scenario(make_nothing, "one.safetensors", ("fsync", "renameat2")),
     "a file over another": Scenario(make_file, "one.safetensors", ("fsync", "rename")),
 }
-
-

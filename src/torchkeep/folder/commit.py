@@ -55,7 +55,7 @@ def _replace(staged: Path, target: Path, record: Record, replaces: str | None) -
     if rename(staged, target, EXCHANGE):
         try:
             _refuse_newer_folder(staged, target, record, replaces)  # somebody else may have put a folder there
-        except ConflictError:
+        except BaseException:
             rename(staged, target, EXCHANGE)
             raise
         replaced = staged

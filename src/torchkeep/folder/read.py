@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
-from torchkeep.errors import CorruptError, NotFoundError
+from torchkeep.errors import CorruptError, NotFoundError, typed
 from torchkeep.folder.checked_reads import READ_BYTES, Wanted, fault_of_chunk, faults_of, fill, said
 from torchkeep.folder.committed import read_record
 from torchkeep.folder.digests import chunk_ranges, digest_of
@@ -87,11 +87,12 @@ class FolderSource:
                 continue
             piece, is_whole = flat[low - begin : high - begin], (low, high) == (first, last)
             fault = None
-            if is_whole or (spec.key, first) not in self._checked:
-                into = piece if is_whole else None
-                fault = fault_of_chunk(descriptor, data_begin + first, last - first, expected, into, scratch)
-            if fault is None and not is_whole:
-                fault = fill(descriptor, data_begin + low, piece)
+            with typed("cannot be read", self.path):
+                if is_whole or (spec.key, first) not in self._checked:
+                    into = piece if is_whole else None
+                    fault = fault_of_chunk(descriptor, data_begin + first, last - first, expected, into, scratch)
+                if fault is None and not is_whole:
+                    fault = fill(descriptor, data_begin + low, piece)
             if fault:
                 what = f"{stored.shard or self.path.name}: {group}.{name}: {said(first, last, fault)}"
                 raise CorruptError(what, where=self.path, remedy=_REMEDY)
@@ -136,7 +137,8 @@ class FolderSource:
         """Read and check tensors by their keys; a line for each that is damaged, in order."""
         keyed = [(*cast("tuple[str, str]", key), buffer) for key, buffer in wanted]
         reads = [Wanted(self.record.tensors[group][name], buffer) for group, name, buffer in keyed]
-        found = faults_of(reads, self._place_of, threads)
+        with typed("cannot be read", self.path):
+            found = faults_of(reads, self._place_of, threads)
         return [
             f"{reads[index].stored.shard or self.path.name}: {keyed[index][0]}.{keyed[index][1]}: {fault}"
             for index, fault in sorted(found.items())
@@ -194,8 +196,8 @@ def _open_shard(path: Path, nbytes: int, header: str, begin: int, descriptors: d
         if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO}:
             return "absent" if error.errno == errno.ENOENT else "not a plain file"
         raise
-    status = os.fstat(descriptor)
     descriptors[path.name] = descriptor
+    status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         return "not a plain file"
     if status.st_size != nbytes:

@@ -32,7 +32,7 @@ def _has_record(folder: Path) -> bool:
     """Whether a folder holds a record of ours, whole or damaged; a file of the same name may be anybody's."""
     try:
         read_record(folder)
-    except (NotFoundError, OSError):
+    except NotFoundError:
         return False
     except FormatError:
         return True

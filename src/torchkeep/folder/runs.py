@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from torchkeep.errors import CheckpointError, CorruptError, FormatError, NotFoundError
+from torchkeep.errors import CheckpointError, CorruptError, FormatError, NotFoundError, typed
 from torchkeep.folder.committed import read_record, read_summary
 from torchkeep.folder.record import FILE_NAME, RECORD_NAME, Record, Summary
 from torchkeep.folder.values import decode_plain
@@ -83,13 +83,15 @@ def read_run(folder: Path) -> Run:
         NotFoundError: There is no such folder.
         FormatError: It is a checkpoint, not a run folder.
     """
-    found, passed_over = _read(folder, read_record)
+    with typed("cannot be read", folder):
+        found, passed_over = _read(folder, read_record)
     return Run(folder, tuple(Committed(path, step, record) for step, path, record in found), passed_over)
 
 
 def list_run(folder: Path) -> Listing:
     """`read_run` with summaries: a thousand checkpoints of ten thousand tensors take seconds, not minutes."""
-    found, passed_over = _read(folder, read_summary)
+    with typed("cannot be read", folder):
+        found, passed_over = _read(folder, read_summary)
     return Listing(folder, tuple(Listed(path, summary) for _, path, summary in found), passed_over)
 
 

@@ -20,7 +20,7 @@ from torchkeep.folder.recovery import recover
 from torchkeep.folder.shard_files import write_data
 from torchkeep.folder.shards import file_order, single_file_names
 from torchkeep.folder.staging import Staging
-from torchkeep.folder.write import Saved, refused
+from torchkeep.folder.write import Saved, not_saved
 
 MAX_HEADER_BYTES = 100_000_000  # what safetensors readers accept
 
@@ -34,9 +34,9 @@ def save_file(target: Path, draft: Draft, threads: int) -> Saved:
     """
     names = single_file_names(draft.groups)
     merged = {names[group, name]: tensor for group, of in draft.groups.items() for name, tensor in of.items()}
-    replaces = there.id if target.is_file() and (there := _identify(target)) else None
     placed = _place(merged, threads)
-    try:
+    with not_saved(target):
+        replaces = there.id if target.is_file() and (there := _identify(target)) else None
         make_parents(target.parent)
         recover(target.parent)
         staging = Staging(target.parent, as_file=True)
@@ -51,8 +51,6 @@ def save_file(target: Path, draft: Draft, threads: int) -> Saved:
             publish_file(staging.path, target, Identity(record.id, record.saved_at_ns), replaces, _identify)
         finally:
             staging.discard()
-    except OSError as error:
-        raise refused(error, target) from error
     return Saved(target, record, len(header) + draft.tensor_bytes, 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from torchkeep.folder.removal import delete_tree
@@ -31,19 +32,26 @@ class Staging:
                     self.descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
                 except FileNotFoundError:
                     continue  # a cleaner was faster
+                except OSError:
+                    with suppress(OSError):
+                        self.path.rmdir()
+                    raise
             # A cleaner that came between the two calls holds the lock or has taken the name away: make another.
             if try_lock(self.descriptor) is not False and os.path.lexists(self.path):
                 return
             os.close(self.descriptor)
 
     def discard(self) -> None:
-        """Let go of the lock, and remove what was staged and is still under the staging name."""
+        """Let go of the lock, and remove what was staged and is still under the staging name.
+
+        What cannot be removed now is a leftover for `recover`.
+        """
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor < 0:
             return
-        try:
+        with suppress(OSError):
             # After an exchange the replaced checkpoint may still be there under this name.
-            if self.path.exists() and os.path.samestat(self.path.lstat(), os.fstat(descriptor)):
+            if os.path.samestat(self.path.lstat(), os.fstat(descriptor)):
                 delete_tree(self.path)
-        finally:
+        with suppress(OSError):
             os.close(descriptor)

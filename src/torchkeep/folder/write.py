@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torchkeep.errors import CheckpointError, CorruptError
+from torchkeep.errors import CorruptError, typed
 from torchkeep.folder.commit import commit
 from torchkeep.folder.committed import identity_at
 from torchkeep.folder.digests import chunk_digests, digest_of
@@ -88,30 +89,25 @@ def stage(target: Path, draft: Draft, parent: Path | None, parent_record: Record
     Raises:
         CheckpointError: The operating system refused; nothing is left behind.
     """
-    try:
+    with not_saved(target):
         make_parents(target.parent)
         staging = Staging(target.parent)
-    except OSError as error:
-        raise refused(error, target) from error
-    try:
-        digests = _digests(draft, threads) if parent_record is not None else {}
-        staged = Staged(target, draft, staging, threads, {}, {}, {}, parent_record, identity_at(target), [])
-        for group, tensors in draft.groups.items():
-            before = {} if parent_record is None else parent_record.tensors.get(group, {})
-            changed = {
-                n for n, t in tensors.items() if not _is_unchanged(t.spec, digests.get((group, n)), before.get(n))
-            }
-            members = [Member(name, tensor.spec.nbytes, tensor.may_change) for name, tensor in tensors.items()]
-            planned = partition(members, _parent_shards(parent_record, group), changed, draft.tensor_bytes)
-            staged.to_write[group] = planned
-        if parent is not None and parent_record is not None:
-            _link(staged, parent, parent_record)
-    except OSError as error:
-        staging.discard()
-        raise refused(error, target) from error
-    except BaseException:
-        staging.discard()
-        raise
+        try:
+            digests = _digests(draft, threads) if parent_record is not None else {}
+            staged = Staged(target, draft, staging, threads, {}, {}, {}, parent_record, identity_at(target), [])
+            for group, tensors in draft.groups.items():
+                before = {} if parent_record is None else parent_record.tensors.get(group, {})
+                changed = {
+                    n for n, t in tensors.items() if not _is_unchanged(t.spec, digests.get((group, n)), before.get(n))
+                }
+                members = [Member(name, tensor.spec.nbytes, tensor.may_change) for name, tensor in tensors.items()]
+                planned = partition(members, _parent_shards(parent_record, group), changed, draft.tensor_bytes)
+                staged.to_write[group] = planned
+            if parent is not None and parent_record is not None:
+                _link(staged, parent, parent_record)
+        except BaseException:
+            staging.discard()
+            raise
     return staged
 
 
@@ -189,26 +185,20 @@ def finish(staged: Staged) -> Saved:
         ConflictError: Something that torchkeep did not write, or a newer save, is at the target.
         CheckpointError: The operating system refused. Whatever was at the target is as before; nothing is left behind.
     """
-    try:
-        record, written_bytes = _write_all(staged)
-        commit(staged.staging, staged.target, record, staged.replaces)
-    except OSError as error:
-        raise refused(error, staged.target) from error
-    finally:
-        staged.staging.discard()
+    with not_saved(staged.target):
+        try:
+            record, written_bytes = _write_all(staged)
+            commit(staged.staging, staged.target, record, staged.replaces)
+        finally:
+            staged.staging.discard()
     linked_bytes = sum(shard.nbytes for shard in staged.linked.values())
     return Saved(staged.target, record, written_bytes, linked_bytes, tuple(staged.notes))
 
 
-def refused(error: OSError, target: Path) -> CheckpointError:
-    """The typed error for a save that the operating system refused."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return CheckpointError(
-        f"the checkpoint was not saved: {reason}",
-        where=target,
-        faults=[f"at {error.filename}"] if error.filename else (),
-        remedy="what was there before is unchanged; free space or mend access, then save again",
-    )
+def not_saved(target: Path) -> AbstractContextManager[None]:
+    """Turn what the operating system refuses during a save into a typed error."""
+    remedy = "what was there before is unchanged; free space or mend access, then save again"
+    return typed("the checkpoint was not saved", target, remedy)
 
 
 def _write_all(staged: Staged) -> tuple[Record, int]:

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from torchkeep.errors import CorruptError, FormatError, NotFoundError
+from torchkeep.errors import CorruptError, FormatError, NotFoundError, typed
 from torchkeep.formats.faults import MalformedError
 
 _READ_AHEAD_BYTES = 1 << 18
@@ -63,7 +63,8 @@ class RegularFile:
             raise NotFoundError("this source was closed", where=self.path, remedy="open it again")
         rest, at = buffer.cast("B"), begin
         while rest:
-            count = os.preadv(self._descriptor, [rest], at)
+            with typed("cannot be read", self.path):
+                count = os.preadv(self._descriptor, [rest], at)
             if count == 0:
                 raise CorruptError(f"the file ends {len(rest):,} bytes too early", where=self.path, remedy=READ_AGAIN)
             rest, at = rest[count:], at + count

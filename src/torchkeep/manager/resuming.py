@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from torchkeep.errors import CorruptError, NotFoundError, PlanError
+from torchkeep.errors import CorruptError, NotFoundError, PlanError, typed
 from torchkeep.folder.runs import Committed, Run
 from torchkeep.manager.notices import warn
 from torchkeep.manager.run_folder import RunFolder
@@ -103,7 +103,8 @@ class Resume:
 
         wanted = self._wanted(committed)
         try:
-            source = open_folder(committed.path)
+            with typed("cannot be read", committed.path):
+                source = open_folder(committed.path)
         except NotFoundError as error:
             raise CorruptError(error.what, where=error.where) from error
         try:

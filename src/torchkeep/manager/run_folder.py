@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from torchkeep.errors import CheckpointError, ConflictError
+from torchkeep.errors import CheckpointError, ConflictError, typed
 from torchkeep.folder.durable import fsync_path, make_parents
 from torchkeep.folder.lock import RunLock
 from torchkeep.folder.recovery import recover
@@ -37,17 +37,17 @@ class RunFolder:
         if self._lock is not None and self._lock.is_held:
             self._lock.require_folder(self.path)
             return
-        refuse_inside_checkpoint(self.path / "step")
-        try:
+        remedy = "mend access, free space, or use another run folder"
+        with typed("cannot write in this run folder", self.path, remedy):
+            refuse_inside_checkpoint(self.path / "step")
             make_parents(self.path)
-            self._lock = RunLock(self.path)
-            recover(self.path)
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write in this run folder: {os.strerror(error.errno or 0)}",
-                where=self.path,
-                remedy="mend access, free space, or use another run folder",
-            ) from error
+            lock = RunLock(self.path)
+            try:
+                recover(self.path)
+            except BaseException:
+                lock.release()
+                raise
+            self._lock = lock
 
     def release(self) -> None:
         """Let another process write here."""
@@ -81,10 +81,12 @@ class RunFolder:
     def set_aside(self, checkpoint: Path, error: CheckpointError) -> None:
         """Rename a damaged checkpoint, durably and with a warning, so that its step can be saved again."""
         aside = checkpoint.with_name(f"{DAMAGED}{checkpoint.name.removeprefix('step-')}-{secrets.token_hex(4)}")
-        checkpoint.rename(aside)
-        fsync_path(self.path)
+        with typed("a damaged checkpoint cannot be set aside", checkpoint):
+            checkpoint.rename(aside)
+            fsync_path(self.path)
         warn(f"passed over {checkpoint.name}, kept as {aside.name}: {error}")
 
     def names_set_aside(self) -> list[str]:
         """What was set aside before, by name."""
-        return sorted(path.name for path in self.path.glob(f"{DAMAGED}*"))
+        with typed("cannot be read", self.path):
+            return sorted(path.name for path in self.path.glob(f"{DAMAGED}*"))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from torchkeep.errors import ConflictError
+from torchkeep.errors import CheckpointError, ConflictError
 from torchkeep.folder.draft import Draft
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.record import Record
+from torchkeep.folder.recovery import recover
 from torchkeep.folder.removal import remove
 from torchkeep.folder.runs import metrics_of, read_run, step_name
-from torchkeep.folder.write import Saved, Staged, finish, stage
+from torchkeep.folder.write import Saved, Staged, finish, not_saved, stage
 from torchkeep.policies import Candidate, KeepAll, RetentionPolicy, decide
 from torchkeep.verbs.background import SaveHandle
 
@@ -31,6 +32,7 @@ class Saver:
         self._retain = retain
         self._threads = threads
         self._in_flight: SaveHandle | None = None
+        self._has_leftovers = False
 
     @property
     def is_idle(self) -> bool:
@@ -43,8 +45,13 @@ class Saver:
         Raises:
             CheckpointError: The operating system refused; nothing is left behind.
         """
+        target = self._folder / step_name(step)
         parent, record = self.parent or (None, None)
-        staged = stage(self._folder / step_name(step), draft, parent, record, self._threads)
+        if self._has_leftovers:
+            with not_saved(target):
+                recover(self._folder)
+            self._has_leftovers = False
+        staged = stage(target, draft, parent, record, self._threads)
         try:
             self._copy(staged)
         except BaseException:
@@ -61,23 +68,35 @@ class Saver:
         staged.read_from({name: partial(held.__getitem__, name) for name in names})
 
     def _finish(self, staged: Staged) -> Saved:
+        self._has_leftovers = True
         saved = finish(staged)
         self.parent = (saved.path, saved.record)
         self.notes += saved.notes
-        if isinstance(self._retain, KeepAll):
-            return saved  # without reading every record of a long run
-        checkpoints = read_run(self._folder).checkpoints
-        for decision in decide(self._retain, [Candidate(each.step, metrics_of(each.record)) for each in checkpoints]):
-            if not decision.keep and decision.step != staged.draft.step:
-                self._remove(self._folder / step_name(decision.step))
+        not_removed = self._thin(staged.draft.step)
+        self.notes += not_removed
+        self._has_leftovers = bool(not_removed)
         return saved
 
-    def _remove(self, path: Path) -> None:
-        """The new checkpoint is committed by now, so an old one that cannot be removed is a note, not a failed save."""
+    def _thin(self, saved_step: int | None) -> list[str]:
+        """Remove what retention does not keep: what was not removed, and why.
+
+        The new checkpoint is committed by now, so an old one that cannot be removed is a note, not a failed save.
+        """
+        if isinstance(self._retain, KeepAll):
+            return []  # without reading every record of a long run
         try:
-            remove(path)
-        except (OSError, ConflictError) as error:
-            self.notes.append(f"{path.name} was not removed: {error}")
+            found = read_run(self._folder).checkpoints
+        except CheckpointError as error:
+            return [f"older checkpoints were not removed: {error}"]
+        notes = []
+        for decision in decide(self._retain, [Candidate(each.step, metrics_of(each.record)) for each in found]):
+            path = self._folder / step_name(decision.step)
+            if not decision.keep and decision.step != saved_step:
+                try:
+                    remove(path)
+                except (OSError, ConflictError) as error:
+                    notes.append(f"{path.name} was not removed: {error}")
+        return notes
 
     def wait(self) -> None:
         """Wait for the save in flight.

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, overload
 
-from torchkeep.errors import NotFoundError
+from torchkeep.errors import NotFoundError, typed
 from torchkeep.folder.runs import Listed, list_run, metrics_of
 
 
@@ -127,7 +127,8 @@ def checkpoints(run: str | os.PathLike[str]) -> RunCheckpoints:
         ([0, 1, 2], 2, 1)
     """
     found = list_run(Path(run))
-    inodes = {each.path: _inodes(each) for each in found.checkpoints}
+    with typed("cannot be read", run):
+        inodes = {each.path: _inodes(each) for each in found.checkpoints}
     holders: dict[tuple[int, int], int] = {}
     added_bytes: dict[Path, int] = {}
     for path, of_one in inodes.items():

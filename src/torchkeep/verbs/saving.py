@@ -22,7 +22,7 @@ from torchkeep.folder.refusals import refuse_foreign, refuse_inside_checkpoint
 from torchkeep.folder.runs import STEP_LIMIT
 from torchkeep.folder.single_file import save_file
 from torchkeep.folder.values import encode
-from torchkeep.folder.write import Saved, save_folder
+from torchkeep.folder.write import Saved, not_saved, save_folder
 
 if TYPE_CHECKING:
     from torchkeep.live.capture import Captured
@@ -72,16 +72,17 @@ def save(
     target = _target(path)
     draft = draft_of(saved, step=step, metrics=metrics)
     threads = io_threads or writing_threads()
-    if target.suffix == ".safetensors":
-        return save_file(target, draft, threads)
-    parent = None
-    if os.path.lexists(target) and not _is_empty_folder(target):
-        refuse_foreign(target)
-        parent = readable_record(target)
-    refuse_inside_checkpoint(target)
-    if target.parent.is_dir():
-        recover(target.parent)
-    return save_folder(target, draft, target, parent, threads)
+    with not_saved(target):
+        if target.suffix == ".safetensors":
+            return save_file(target, draft, threads)
+        parent = None
+        if os.path.lexists(target) and not _is_empty_folder(target):
+            refuse_foreign(target)
+            parent = readable_record(target)
+        refuse_inside_checkpoint(target)
+        if target.parent.is_dir():
+            recover(target.parent)
+        return save_folder(target, draft, target, parent, threads)
 
 
 def _target(path: str | os.PathLike[str]) -> Path:

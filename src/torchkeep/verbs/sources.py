@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torchkeep import formats
-from torchkeep.errors import CheckpointError, CorruptError, FormatError, NotFoundError
+from torchkeep.errors import CorruptError, FormatError, NotFoundError, typed
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import RECORD_KEY, FolderSource, open_file, open_folder
 from torchkeep.folder.record import CONTENT_NAME, RECORD_BEGIN, RECORD_NAME
@@ -26,12 +26,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     """
     if not os.fspath(path):
         raise NotFoundError("the path is empty", remedy="name a checkpoint")
-    try:
+    with typed("cannot be read", path):
         return _open(Path(path).expanduser())
-    except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"cannot be read: {os.strerror(error.errno or 0)}", where=path) from error
 
 
 def _open(location: Path) -> Source:

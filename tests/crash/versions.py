@@ -16,10 +16,11 @@ LEFTOVERS = re.compile(r"\.(staging|trash|aside|damaged)-.*")
 
 
 def state(version: int) -> dict[str, dict[str, object]]:
-    """What is saved as a version: `backbone` is the same in all of them, nothing else is."""
+    """What is saved as a version: `backbone` is the same in all of them; `wide` is written past the page cache."""
     return {
         "backbone": dict(FROZEN),
         "head": {"weight": torch.full((10, 20), float(version)), "bias": torch.full((10,), 0.5 + version)},
+        "wide": {"weight": torch.full((300_000,), float(version))},
         "progress": {"epoch": version, "scale": torch.tensor(version)},
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import sys
 import tempfile
 import threading
@@ -108,7 +109,7 @@ class Gate:
         if not self._passed:
             self._passed = True
             os.write(self._is_ready, f"{threading.get_native_id()}\n".encode())
-            os.read(self._go, 1)
+            select.select([self._go], [], [])  # not read: whoever watches counts reads
 
     def wait_outside(self) -> int:
         """In the parent: wait until the child stands here; which of its threads does."""

@@ -34,9 +34,9 @@ def save_file(target: Path, draft: Draft, threads: int) -> Saved:
     """
     names = single_file_names(draft.groups)
     merged = {names[group, name]: tensor for group, of in draft.groups.items() for name, tensor in of.items()}
-    placed = _place(merged, threads)
     with not_saved(target):
         replaces = there.id if target.is_file() and (there := _identify(target)) else None
+        placed = _place(merged, threads)
         make_parents(target.parent)
         recover(target.parent)
         staging = Staging(target.parent, as_file=True)

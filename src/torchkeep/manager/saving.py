@@ -50,7 +50,7 @@ class Saver:
         if self._has_leftovers:
             with not_saved(target):
                 recover(self._folder)
-            self._has_leftovers = False
+        self._has_leftovers = True  # until it is known that this save leaves none
         staged = stage(target, draft, parent, record, self._threads)
         try:
             self._copy(staged)
@@ -68,7 +68,6 @@ class Saver:
         staged.read_from({name: partial(held.__getitem__, name) for name in names})
 
     def _finish(self, staged: Staged) -> Saved:
-        self._has_leftovers = True
         saved = finish(staged)
         self.parent = (saved.path, saved.record)
         self.notes += saved.notes

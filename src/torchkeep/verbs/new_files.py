@@ -12,7 +12,7 @@ from torchkeep.folder.durable import fsync_path, make_parents
 from torchkeep.folder.refusals import refuse_inside_checkpoint
 from torchkeep.folder.renames import NOREPLACE, rename
 from torchkeep.folder.staging import Staging
-from torchkeep.folder.write import refused
+from torchkeep.folder.write import not_saved
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def refuse_taken(target: Path) -> None:
 @contextmanager
 def _staged(target: Path, *, as_file: bool) -> Iterator[Staging]:
     refuse_taken(target)
-    try:
+    with not_saved(target):
         make_parents(target.parent)
         staging = Staging(target.parent, as_file=as_file)
         try:
@@ -67,7 +67,3 @@ def _staged(target: Path, *, as_file: bool) -> Iterator[Staging]:
             fsync_path(target.parent)
         finally:
             staging.discard()
-    except OSError as error:
-        if isinstance(error, ConflictError):
-            raise
-        raise refused(error, target) from error

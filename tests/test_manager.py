@@ -18,6 +18,7 @@ from torch import nn
 
 import torchkeep as tk
 from torchkeep.errors import CheckpointError, ConflictError, CorruptError, NotFoundError, PlanError
+from torchkeep.policies import Moment
 
 
 class Net(nn.Module):
@@ -501,4 +502,4 @@ def test_somebodys_folder_with_a_steps_name_is_left_alone(tmp_path):
 
 def test_save_policies_compose():
     policy = tk.EverySteps(2) | tk.EverySteps(3)
-    assert [step for step in range(8) if policy.is_due(step, step - 1)] == [1, 2, 3, 5, 7]
+    assert [step for step in range(8) if policy.is_due(Moment(step, step - 1))] == [1, 2, 3, 5, 7]

@@ -3,7 +3,7 @@
     save(obj, path), load(path, into=...), open(path), plan(path, into=...), verify(path), checkpoints(run)
     Rename, Skip, Only, Cast              what a load may do about differing names, tensors and dtypes
     replace_head, freeze, unfreeze, trainable, param_groups
-    CheckpointManager with EverySteps, KeepLast, KeepBest, KeepEvery
+    CheckpointManager with EverySteps, OnPreemption, KeepLast, KeepBest, KeepEvery; prune(run, policy)
 
 Rarer rules, policies and errors are in `torchkeep.rules`, `torchkeep.policies` and `torchkeep.errors`.
 Importing torchkeep imports no torch; neither do the verbs that only look.
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torchkeep.policies import KeepBest as KeepBest
     from torchkeep.policies import KeepEvery as KeepEvery
     from torchkeep.policies import KeepLast as KeepLast
+    from torchkeep.policies import OnPreemption as OnPreemption
     from torchkeep.rules import Cast as Cast
     from torchkeep.rules import Only as Only
     from torchkeep.rules import Rename as Rename
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from torchkeep.verbs.loading import load as load
     from torchkeep.verbs.loading import plan as plan
     from torchkeep.verbs.opening import open as open  # noqa: A004 - the verb people expect, used as tk.open
+    from torchkeep.verbs.pruning import prune as prune
     from torchkeep.verbs.saving import save as save
     from torchkeep.verbs.verifying import verify as verify
 
@@ -52,6 +54,7 @@ _HOMES = {
     "KeepBest": "policies",
     "KeepEvery": "policies",
     "KeepLast": "policies",
+    "OnPreemption": "policies",
     "Only": "rules",
     "PlanError": "errors",
     "Rename": "rules",
@@ -65,6 +68,7 @@ _HOMES = {
     "open": "verbs.opening",
     "param_groups": "live.freeze",
     "plan": "verbs.loading",
+    "prune": "verbs.pruning",
     "replace_head": "live.heads",
     "save": "verbs.saving",
     "trainable": "live.freeze",

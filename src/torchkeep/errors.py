@@ -9,12 +9,15 @@
     ├── ConflictError              1   somebody else's file or process is in the way
     └── PlanError                  1   the checkpoint does not fit
 
+`Preempted` stands apart: a SystemExit, raised after a signal once everything is saved.
+
 Each message says what, where, and what to do next. Any other exception on bad input is a bug.
 """
 
 from __future__ import annotations
 
 import os
+import signal as signals
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -26,6 +29,7 @@ __all__ = [
     "LimitError",
     "NotFoundError",
     "PlanError",
+    "Preempted",
     "UnsafeError",
 ]
 
@@ -143,3 +147,27 @@ class PlanError(CheckpointError):
     """The checkpoint does not fit what it should be loaded into; nothing was touched."""
 
     exit_code = 1
+
+
+class Preempted(SystemExit):
+    """A signal asked the process to end, and it does, with 128 + the signal's number as its exit code.
+
+    Attributes:
+        signal: The signal's number.
+        step: The step last finished.
+        path: The checkpoint of that step; None if it could not be saved, and then the one before it is the newest.
+        what: One line for people.
+    """
+
+    def __init__(
+        self, number: int, step: int, path: os.PathLike[str] | None, failure: CheckpointError | None = None
+    ) -> None:
+        super().__init__(128 + number)
+        self.signal = number
+        self.step = step
+        self.path = path
+        saved = f"saved step {step}: {os.fspath(path)}" if path is not None else f"step {step} was not saved: {failure}"
+        self.what = f"{signals.Signals(number).name}: {saved}"
+
+    def __str__(self) -> str:
+        return self.what

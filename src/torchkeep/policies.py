@@ -1,45 +1,122 @@
-"""When to save and what to keep: frozen objects that compose with ``|`` and say why."""
+"""When to save and what to keep: frozen objects that compose with ``|`` (retention also with ``&``) and say why."""
 
 from __future__ import annotations
 
+import enum
+import signal
 from dataclasses import dataclass
-from typing import Protocol
 
-from torchkeep.folder.retention import (
-    Candidate,
-    Decision,
+from torchkeep.folder.keeping import (
     KeepAll,
     KeepBest,
     KeepEvery,
     KeepLast,
-    RetentionPolicy,
-    decide,
+    KeepTagged,
+    KeepWithin,
+    OptimizerInLast,
 )
+from torchkeep.folder.retention import Candidate, Decision, RetentionPolicy, decide
 
 __all__ = [
+    "Also",
     "AnyOf",
     "Candidate",
     "Decision",
+    "EveryMinutes",
     "EverySteps",
     "KeepAll",
     "KeepBest",
     "KeepEvery",
     "KeepLast",
+    "KeepTagged",
+    "KeepWithin",
+    "Moment",
+    "OnException",
+    "OnPreemption",
+    "OptimizerInLast",
     "RetentionPolicy",
     "SaveWhen",
     "decide",
 ]
 
 
-class SaveWhen(Protocol):
-    """Decides after each step whether a save is due."""
+class Also(enum.Flag):
+    """What a manager keeps of its modules beside their state dicts, when asked.
 
-    def is_due(self, step: int, last_saved_step: int | None) -> bool:
-        """Whether to save now that a step is finished."""
+    Attributes:
+        GRADIENTS: Gradients that are there: for saves between two backward passes of one accumulation.
+        NON_PERSISTENT_BUFFERS: Buffers that a state dict leaves out.
+
+    Example:
+        >>> Also.GRADIENTS | Also.NON_PERSISTENT_BUFFERS
+        <Also.GRADIENTS|NON_PERSISTENT_BUFFERS: 3>
+    """
+
+    NOTHING = 0
+    GRADIENTS = enum.auto()
+    NON_PERSISTENT_BUFFERS = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
-class EverySteps:
+class Moment:
+    """When a policy is asked whether a save is due.
+
+    Attributes:
+        step: The index of the step that is finished.
+        last_saved_step: That of the last save begun, or of the checkpoint resumed from.
+        seconds_since_save: Seconds since then, or since the manager was made; by a clock that does not jump.
+        signal: The number of a signal that asked the process to end, or None.
+        exception: Whether the program is leaving the manager by an exception.
+    """
+
+    step: int
+    last_saved_step: int | None = None
+    seconds_since_save: float = 0.0
+    signal: int | None = None
+    exception: bool = False
+
+
+class SaveWhen:
+    """Decides after each step whether a save is due; ``a | b`` saves when either says so."""
+
+    __slots__ = ()
+
+    def is_due(self, moment: Moment) -> bool:
+        """Whether to save now."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> tuple[SaveWhen, ...]:
+        """The policies it is made of."""
+        return (self,)
+
+    def __or__(self, other: SaveWhen) -> AnyOf:
+        if not isinstance(other, SaveWhen):
+            return NotImplemented
+        return AnyOf((*self.parts, *other.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf(SaveWhen):
+    """Save when any of several policies says so; what ``|`` between two makes."""
+
+    policies: tuple[SaveWhen, ...]
+
+    @property
+    def parts(self) -> tuple[SaveWhen, ...]:
+        """The policies themselves."""
+        return self.policies
+
+    def is_due(self, moment: Moment) -> bool:
+        """Whether one of them is due."""
+        return any(policy.is_due(moment) for policy in self.policies)
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self.policies))
+
+
+@dataclass(frozen=True, slots=True)
+class EverySteps(SaveWhen):
     """Save when the number of finished steps is a multiple of `steps`: after the steps 499, 999, ... for 500.
 
     Args:
@@ -49,8 +126,8 @@ class EverySteps:
         ValueError: `steps` is not a positive integer.
 
     Example:
-        >>> EverySteps(2).is_due(1, None), EverySteps(2).is_due(2, 1), EverySteps(2).is_due(3, 1)
-        (True, False, True)
+        >>> [step for step in range(6) if EverySteps(2).is_due(Moment(step, last_saved_step=step - 1))]
+        [1, 3, 5]
     """
 
     steps: int
@@ -59,24 +136,90 @@ class EverySteps:
         if type(self.steps) is not int or self.steps < 1:
             raise ValueError(f"EverySteps takes a number of steps of 1 or more; not {self.steps!r}")
 
-    def is_due(self, step: int, last_saved_step: int | None) -> bool:
+    def is_due(self, moment: Moment) -> bool:
         """Whether a multiple of `steps` was reached since the last save, also when steps were left out."""
-        before = -1 if last_saved_step is None else last_saved_step
-        return (step + 1) // self.steps > (before + 1) // self.steps
-
-    def __or__(self, other: SaveWhen) -> AnyOf:
-        return AnyOf((self, other))
+        before = -1 if moment.last_saved_step is None else moment.last_saved_step
+        return (moment.step + 1) // self.steps > (before + 1) // self.steps
 
 
 @dataclass(frozen=True, slots=True)
-class AnyOf:
-    """Save when any of several policies says so; what ``|`` between two makes."""
+class EveryMinutes(SaveWhen):
+    """Save at the first step that ends `minutes` or more after the last save began.
 
-    policies: tuple[SaveWhen, ...]
+    Args:
+        minutes: More than 0; fractions are fine.
 
-    def is_due(self, step: int, last_saved_step: int | None) -> bool:
-        """Whether one of them is due."""
-        return any(policy.is_due(step, last_saved_step) for policy in self.policies)
+    Raises:
+        ValueError: `minutes` is not a positive number.
 
-    def __or__(self, other: SaveWhen) -> AnyOf:
-        return AnyOf((*self.policies, other))
+    Example:
+        >>> (
+        ...     EveryMinutes(10).is_due(Moment(7, seconds_since_save=599)),
+        ...     EveryMinutes(0.5).is_due(Moment(7, seconds_since_save=30)),
+        ... )
+        (False, True)
+    """
+
+    minutes: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.minutes, bool) or not isinstance(self.minutes, (int, float)) or not self.minutes > 0:
+            raise ValueError(f"EveryMinutes takes a number of minutes above 0; not {self.minutes!r}")
+
+    def is_due(self, moment: Moment) -> bool:
+        """Whether that time is over."""
+        return moment.seconds_since_save >= self.minutes * 60
+
+
+@dataclass(frozen=True, slots=True)
+class OnPreemption(SaveWhen):
+    """Save at the end of the step during which a signal asked the process to end; then end it.
+
+    The manager's ``with`` block handles the signals: the first sets a flag and a deadline and nothing else.
+    `after_step` then saves, waits for the commit, logs what it saved, and raises `torchkeep.errors.Preempted`, which
+    exits with 128 + the signal's number. A second signal, a second or more after the first, ends the process at once:
+    the last commit stays. `DataLoader` workers ignore the signals. When every rank of a group calls `after_step`, all
+    of them save at the same step, whichever of them got the signal.
+
+    Args:
+        signals: Those that mean it.
+        grace_seconds: How long the sender of the first waits before it kills; the log says how much of it was left.
+
+    Raises:
+        ValueError: A signal that cannot be handled, or a grace that is no positive number.
+
+    Example:
+        >>> OnPreemption().is_due(Moment(7, signal=15)), OnPreemption().is_due(Moment(7))
+        (True, False)
+    """
+
+    signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    grace_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        numbers = tuple(signal.Signals(each) for each in self.signals)
+        object.__setattr__(self, "signals", numbers)
+        if not numbers or {signal.SIGKILL, signal.SIGSTOP} & set(numbers):
+            raise ValueError(f"OnPreemption takes signals that a process can handle; not {self.signals!r}")
+        if isinstance(self.grace_seconds, bool) or not self.grace_seconds > 0:
+            raise ValueError(f"OnPreemption takes a grace of more than 0 seconds; not {self.grace_seconds!r}")
+
+    def is_due(self, moment: Moment) -> bool:
+        """Whether such a signal came."""
+        return moment.signal is not None
+
+
+@dataclass(frozen=True, slots=True)
+class OnException(SaveWhen):
+    """Save when the program leaves the manager's ``with`` block by an exception, if its last step is not saved yet.
+
+    The step that failed may have changed part of the state, so a resume of such a checkpoint is not exact, and says so.
+
+    Example:
+        >>> OnException().is_due(Moment(7, exception=True)), OnException().is_due(Moment(7))
+        (True, False)
+    """
+
+    def is_due(self, moment: Moment) -> bool:
+        """Whether that happened."""
+        return moment.exception

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torchkeep.errors import CorruptError, FormatError, NotFoundError
 from torchkeep.folder.record import RECORD_NAME, Record, Summary, decode_record, decode_summary
@@ -60,3 +61,21 @@ def identity_at(folder: Path) -> str | None:
         return read_record(folder).id
     except (NotFoundError, CorruptError, FormatError):
         return None
+
+
+def tags_of(record: Record | Summary) -> tuple[str, ...]:
+    """The tags of a checkpoint."""
+    tags = record.provenance.get("tags")
+    return tuple(str(tag) for tag in tags) if isinstance(tags, list) else ()
+
+
+def nonfinite_of(record: Record | Summary | None) -> Mapping[str, Any]:
+    """What a record says of NaN and inf in what trains: the first tensor, since which step, how many; empty if none."""
+    found = record.provenance.get("nonfinite") if record is not None else None
+    return found if isinstance(found, dict) else {}
+
+
+def first_nonfinite(record: Record | Summary) -> str | None:
+    """The first tensor of a run that held NaN or inf where training cannot go on with it; None if all are fine."""
+    found = nonfinite_of(record)
+    return str(found.get("first")) if found else None

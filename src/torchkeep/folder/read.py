@@ -160,9 +160,14 @@ def _damaged(path: Path, faults: list[str]) -> CorruptError:
     return CorruptError(f"{count} damaged", where=path, faults=faults, remedy=_REMEDY)
 
 
-def open_folder(path: Path) -> FolderSource:
-    """Open a committed checkpoint folder; see `FolderSource`."""
-    record = read_record(path)
+def open_folder(path: Path, read_as: Callable[[Record], Record] | None = None) -> FolderSource:
+    """Open a committed checkpoint folder; see `FolderSource`.
+
+    Args:
+        path: The folder.
+        read_as: Gives the record that is read instead of the one that is there.
+    """
+    record = read_record(path) if read_as is None else read_as(read_record(path))
     descriptors: dict[str, int] = {}
     begins: dict[str, int] = {}
     faults: list[str] = []

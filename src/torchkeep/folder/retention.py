@@ -1,41 +1,64 @@
-"""Which checkpoints of a run stay, and why: policies as values, decided without touching a file."""
+"""Which checkpoints of a run stay, and why: what a policy is, how two join, and the decision on a whole run.
+
+All of it is pure: nothing here touches a file. The policies themselves are in `keeping`.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A committed checkpoint as retention sees it."""
+    """A committed checkpoint as retention sees it.
+
+    Attributes:
+        step: The step last finished.
+        metrics: Numbers remembered with it.
+        tags: Its tags.
+        nonfinite: Whether parameters or optimizer state of it hold NaN or inf.
+        files: Bytes of each of its files, by what tells it apart on the disk: one that two share has equal keys.
+        has_optimizers: Whether it may still hold optimizer state.
+    """
 
     step: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    nonfinite: bool = False
+    files: Mapping[Hashable, int] = field(default_factory=dict)
+    has_optimizers: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one policy says of one checkpoint. `notable`: the reason matters even where another policy keeps it."""
+    """What one policy says of one checkpoint.
+
+    Attributes:
+        keep: Whether it keeps it.
+        reason: Why, or why not.
+        notable: The reason matters even where another policy keeps it.
+        drops_optimizers: It does not keep the optimizers of it.
+    """
 
     keep: bool
     reason: str
     notable: bool = False
+    drops_optimizers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a checkpoint stays: why it does, or every reason why it does not."""
+    """Whether a checkpoint stays: why it does, or every reason why it does not; and whether its optimizers go."""
 
     step: int
     keep: bool
     reasons: tuple[str, ...]
+    drops_optimizers: bool = False
 
 
 class RetentionPolicy:
-    """What to keep of a run; ``a | b`` keeps what either keeps."""
+    """What to keep of a run; ``a | b`` keeps what either keeps, ``a & b`` what `b` keeps of what `a` keeps."""
 
     __slots__ = ()
 
@@ -48,11 +71,21 @@ class RetentionPolicy:
         """For each checkpoint, in order of rising steps, one verdict per policy."""
         raise NotImplementedError
 
+    def most_bytes(self, each_bytes: int) -> int | None:
+        """The most bytes that are kept at once of checkpoints that take so many each; None: it grows with the run."""
+        raise NotImplementedError
+
     def __or__(self, other: RetentionPolicy) -> RetentionPolicy:
         """Keep what either keeps."""
         if not isinstance(other, RetentionPolicy):
             return NotImplemented
         return KeepAny((*_parts(self), *_parts(other)))
+
+    def __and__(self, other: RetentionPolicy) -> RetentionPolicy:
+        """Keep what the other keeps of what this one keeps."""
+        if not isinstance(other, RetentionPolicy):
+            return NotImplemented
+        return KeepBoth(self, other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +93,7 @@ class KeepAny(RetentionPolicy):
     """Keep what any of some policies keeps; ``a | b`` makes it.
 
     Example:
+        >>> from torchkeep.policies import KeepBest, KeepLast
         >>> KeepLast(3) | KeepBest(2, "val_acc", mode="max")
         KeepLast(3) | KeepBest(2, 'val_acc', mode='max')
     """
@@ -76,6 +110,11 @@ class KeepAny(RetentionPolicy):
         judged = zip(*(policy.judge(checkpoints) for policy in self.policies), strict=True)
         return [[verdict for verdicts in each for verdict in verdicts] for each in judged]
 
+    def most_bytes(self, each_bytes: int) -> int | None:
+        """The sum, as if no checkpoint were kept by two."""
+        most = [policy.most_bytes(each_bytes) for policy in self.policies]
+        return None if None in most else sum(each for each in most if each is not None)
+
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.policies))
 
@@ -85,141 +124,64 @@ def _parts(policy: RetentionPolicy) -> tuple[RetentionPolicy, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepAll(RetentionPolicy):
-    """Keep every checkpoint.
+class KeepBoth(RetentionPolicy):
+    """Keep what `second` keeps of what `first` keeps; ``a & b`` makes it.
+
+    The newest, which always stays, counts for `second` even where `first` does not keep it.
 
     Example:
-        >>> KeepAll()
-        KeepAll()
+        >>> from torchkeep.policies import KeepEvery, KeepLast
+        >>> both = KeepEvery(10) & KeepLast(2)
+        >>> both, [each.step for each in decide(both, map(Candidate, range(4, 45, 5))) if each.keep]
+        (KeepEvery(10) & KeepLast(2), [39, 44])
     """
 
-    def judge(self, checkpoints: Sequence[Candidate]) -> list[list[Verdict]]:
-        """Keep, always."""
-        return [[Verdict(keep=True, reason="all are kept")] for _ in checkpoints]
-
-
-@dataclass(frozen=True, slots=True)
-class KeepLast(RetentionPolicy):
-    """Keep the newest `n` by step.
-
-    Raises:
-        ValueError: `n` is not a positive integer.
-
-    Example:
-        >>> for decision in decide(KeepLast(1), [Candidate(100), Candidate(200)]):
-        ...     print(decision)
-        Decision(step=100, keep=False, reasons=('not the last',))
-        Decision(step=200, keep=True, reasons=('the newest', 'the last'))
-    """
-
-    n: int
-
-    def __post_init__(self) -> None:
-        _check_positive("n", self.n)
-
-    def judge(self, checkpoints: Sequence[Candidate]) -> list[list[Verdict]]:
-        """Keep those at the end."""
-        what = "the last" if self.n == 1 else f"in the last {self.n}"
-        kept = len(checkpoints) - self.n
-        return [[_verdict(what, keep=at >= kept)] for at in range(len(checkpoints))]
-
-    def __repr__(self) -> str:
-        return f"KeepLast({self.n})"
-
-
-@dataclass(frozen=True, slots=True)
-class KeepEvery(RetentionPolicy):
-    """Keep every checkpoint after which the number of finished steps is a multiple of `steps`: 999, 1999, ... for 1000.
-
-    Raises:
-        ValueError: `steps` is not a positive integer.
-
-    Example:
-        >>> [
-        ...     decision.step
-        ...     for decision in decide(KeepEvery(1000), map(Candidate, range(499, 3500, 500)))
-        ...     if decision.keep
-        ... ]
-        [999, 1999, 2999, 3499]
-    """
-
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_positive("steps", self.steps)
-
-    def judge(self, checkpoints: Sequence[Candidate]) -> list[list[Verdict]]:
-        """Keep multiples, counted like `EverySteps` counts: step 999 is the thousandth."""
-        what = f"after a multiple of {self.steps} steps"
-        return [[_verdict(what, keep=(checkpoint.step + 1) % self.steps == 0)] for checkpoint in checkpoints]
-
-    def __repr__(self) -> str:
-        return f"KeepEvery({self.steps})"
-
-
-@dataclass(frozen=True, slots=True)
-class KeepBest(RetentionPolicy):
-    """Keep the best `n` by a metric; of equal ones the newer. One without the metric, or with NaN, is never best.
-
-    Raises:
-        ValueError: `n` is not a positive integer, or `mode` is neither ``"max"`` nor ``"min"``.
-
-    Example:
-        >>> run = [Candidate(1, {"loss": 0.5}), Candidate(2, {"loss": 0.3}), Candidate(3, {})]
-        >>> for decision in decide(KeepBest(1, "loss", mode="min"), run):
-        ...     print(decision.step, decision.keep, decision.reasons)
-        1 False ('not the best by loss',)
-        2 True ('the best by loss: 0.3',)
-        3 True ('the newest', 'has no loss')
-    """
-
-    n: int
-    metric: str
-    mode: Literal["max", "min"] = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        _check_positive("n", self.n)
-        if self.mode not in ("max", "min"):
-            raise ValueError(f"mode must be 'max' or 'min', not {self.mode!r}")
+    first: RetentionPolicy
+    second: RetentionPolicy
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The one it ranks by."""
-        return (self.metric,)
+        """Those of both, each once."""
+        return tuple(dict.fromkeys((*self.first.metrics, *self.second.metrics)))
 
     def judge(self, checkpoints: Sequence[Candidate]) -> list[list[Verdict]]:
-        """Keep the best of those that have the metric."""
-        sign = 1 if self.mode == "max" else -1
-        values = [checkpoint.metrics.get(self.metric, math.nan) for checkpoint in checkpoints]
-        ranked = sorted((sign * value, at) for at, value in enumerate(values) if not math.isnan(value))
-        best = {at for _, at in ranked[-self.n :]}
-        what = f"the best by {self.metric}" if self.n == 1 else f"among the best {self.n} by {self.metric}"
-        verdicts = []
-        for at, (checkpoint, value) in enumerate(zip(checkpoints, values, strict=True)):
-            if math.isnan(value):
-                why = f"{self.metric} is NaN" if self.metric in checkpoint.metrics else f"has no {self.metric}"
-                verdicts.append([Verdict(keep=False, reason=why, notable=True)])
+        """The first one's verdicts where it does not keep; else the second one's, with the first one's reasons."""
+        judged = self.first.judge(checkpoints)
+        newest = len(checkpoints) - 1
+        stay = [at for at, verdicts in enumerate(judged) if at == newest or any(each.keep for each in verdicts)]
+        for at, seconds in zip(stay, self.second.judge([checkpoints[at] for at in stay]), strict=True):
+            firsts = judged[at]
+            if not any(each.keep for each in firsts):
+                continue
+            if any(each.keep for each in seconds):
+                drops = _drops_optimizers(firsts) or _drops_optimizers(seconds)
+                judged[at] = [replace(each, drops_optimizers=drops) for each in (*firsts, *seconds) if each.keep]
             else:
-                verdicts.append([_verdict(what, keep=at in best, detail=f": {value:g}" if at in best else "")])
-        return verdicts
+                judged[at] = seconds
+        return judged
+
+    def most_bytes(self, each_bytes: int) -> int | None:
+        """The lesser."""
+        most = [each.most_bytes(each_bytes) for each in (self.first, self.second)]
+        return min((each for each in most if each is not None), default=None)
 
     def __repr__(self) -> str:
-        return f"KeepBest({self.n}, {self.metric!r}, mode={self.mode!r})"
+        parts = (f"({each!r})" if isinstance(each, KeepAny) else repr(each) for each in (self.first, self.second))
+        return " & ".join(parts)
 
 
-def _verdict(what: str, *, keep: bool, detail: str = "") -> Verdict:
-    return Verdict(keep, what + detail if keep else f"not {what}")
-
-
-def _check_positive(name: str, value: object) -> None:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+def _drops_optimizers(verdicts: Sequence[Verdict]) -> bool:
+    """Whether no policy that keeps a checkpoint keeps its optimizers."""
+    return all(verdict.drops_optimizers for verdict in verdicts if verdict.keep)
 
 
 def decide(policy: RetentionPolicy, checkpoints: Sequence[Candidate]) -> tuple[Decision, ...]:
-    """Decide on every checkpoint of a run, in order of rising steps; the newest is always kept.
+    """Decide on every checkpoint of a run, in order of rising steps.
+
+    The newest is always kept, and so is the newest that holds no NaN or inf; both keep their optimizers.
 
     Example:
+        >>> from torchkeep.policies import KeepBest, KeepLast
         >>> run = [Candidate(step, {"acc": acc}) for step, acc in ((1, 0.9), (2, 0.5), (3, 0.7))]
         >>> for decision in decide(KeepLast(1) | KeepBest(1, "acc", mode="max"), run):
         ...     print(decision.step, decision.keep, decision.reasons)
@@ -229,13 +191,19 @@ def decide(policy: RetentionPolicy, checkpoints: Sequence[Candidate]) -> tuple[D
     """
     ordered = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
     judged = policy.judge(ordered)
+    finite = [at for at, checkpoint in enumerate(ordered) if not checkpoint.nonfinite]
+    always = {len(ordered) - 1: "the newest"}
+    if finite:
+        always.setdefault(finite[-1], "the newest without NaN or inf")
     return tuple(
-        _decision(checkpoint.step, verdicts, newest=at == len(ordered) - 1)
+        _decision(checkpoint.step, verdicts, always.get(at))
         for at, (checkpoint, verdicts) in enumerate(zip(ordered, judged, strict=True))
     )
 
 
-def _decision(step: int, verdicts: Sequence[Verdict], *, newest: bool) -> Decision:
-    keep = newest or any(verdict.keep for verdict in verdicts)
+def _decision(step: int, verdicts: Sequence[Verdict], always: str | None) -> Decision:
+    keep = always is not None or any(verdict.keep for verdict in verdicts)
     reasons = [verdict.reason for verdict in verdicts if verdict.keep or verdict.notable or not keep]
-    return Decision(step, keep, ("the newest", *reasons) if newest else tuple(reasons))
+    if always is not None:
+        return Decision(step, keep, (always, *reasons))
+    return Decision(step, keep, tuple(reasons), drops_optimizers=keep and _drops_optimizers(verdicts))

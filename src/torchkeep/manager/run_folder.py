@@ -11,7 +11,7 @@ from torchkeep.folder.durable import fsync_path, make_parents
 from torchkeep.folder.lock import RunLock
 from torchkeep.folder.recovery import recover
 from torchkeep.folder.refusals import refuse_inside_checkpoint
-from torchkeep.folder.runs import DAMAGED, Run, read_run
+from torchkeep.folder.runs import DAMAGED, Run, read_run, step_name
 from torchkeep.manager.notices import warn
 
 
@@ -58,6 +58,10 @@ class RunFolder:
     def read(self) -> Run:
         """What is there."""
         return read_run(self.path)
+
+    def path_of(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.path / step_name(step)
 
     def mark_resumed(self) -> None:
         """Remember that what is there is this run's own."""

@@ -4,7 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
 
-_TAKES = "a module, an optimizer, anything with state_dict and load_state_dict, a tensor, or a dict"
+from torchkeep.policies import Also
+
+_TAKES = (
+    "a module, an optimizer, anything with state_dict and load_state_dict, a DataLoader, a random generator, a tensor, "
+    "or a dict"
+)
+
+
+def held_state(state: object, also: Also) -> dict[str, object]:
+    """Each value as what is saved and takes its state back, and what is kept of modules besides.
+
+    Raises:
+        TypeError: Values that could not be put back; all of them are named.
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise TypeError(f'state is {type(state).__name__}: a mapping by name is wanted, as {{"model": model}}')
+    if not isinstance(also, Also):
+        raise TypeError(f"also is {also!r}: Also.GRADIENTS or the like is wanted, from torchkeep.policies")
+    _require_reachable(state)
+    held = {name: _held(value) for name, value in state.items()}
+    _require_refillable(held)
+    for name, value in _besides(state, also):
+        if name in held:
+            raise TypeError(f"{name!r} names what is kept beside a module: give that value another name")
+        held[name] = value
+    return held
+
+
+def _held(value: object) -> object:
+    """A value, or what takes and gives the state of one that has no methods for it."""
+    if isinstance(value, MutableMapping) or hasattr(value, "load_state_dict") or _is_tensor(value):
+        return value
+    from torch.utils.data import DataLoader
+
+    from torchkeep.live.generators import GeneratorState, is_generator
+    from torchkeep.live.loaders import position_of
+
+    if isinstance(value, DataLoader):
+        return position_of(value)
+    return GeneratorState(value) if is_generator(value) else value
+
+
+def _besides(state: Mapping[str, object], also: Also) -> Iterator[tuple[str, object]]:
+    """What is kept of modules beside their state dicts, when asked."""
+    if not also:
+        return
+    from torch import nn
+
+    from torchkeep.live.leftovers import Gradients, NonPersistentBuffers
+
+    for name, value in state.items():
+        if isinstance(value, nn.Module):
+            if Also.GRADIENTS in also:
+                yield f"{name}:gradients", Gradients(value)
+            if Also.NON_PERSISTENT_BUFFERS in also:
+                yield f"{name}:non_persistent_buffers", NonPersistentBuffers(value)
+
+
+def is_beside(name: str, held: Mapping[str, object]) -> bool:
+    """Whether an entry is kept beside a module that is there, and so comes and goes with it."""
+    owner, _, what = name.rpartition(":")
+    return owner in held and what in {"gradients", "non_persistent_buffers"}
 
 
 def refillable(value: object) -> object:
@@ -14,10 +75,7 @@ def refillable(value: object) -> object:
     return LiveDict(value) if isinstance(value, MutableMapping) else value
 
 
-def require_state(state: object) -> None:
-    """Every value must be able to take its state back."""
-    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        raise TypeError(f'state is {type(state).__name__}: a mapping by name is wanted, as {{"model": model}}')
+def _require_reachable(state: Mapping[str, object]) -> None:
     inside = [
         f"{name}.{path}" for name, value in state.items() if isinstance(value, Mapping) for path in _stateful(value)
     ]
@@ -25,9 +83,12 @@ def require_state(state: object) -> None:
         raise TypeError(
             f"a resume would not reach {', '.join(inside)} inside a dict: give each its own name in the state"
         )
+
+
+def _require_refillable(held: Mapping[str, object]) -> None:
     immutable = {
         name: type(value).__name__
-        for name, value in state.items()
+        for name, value in held.items()
         if not isinstance(value, MutableMapping) and not hasattr(value, "load_state_dict") and not _is_tensor(value)
     }
     if immutable:

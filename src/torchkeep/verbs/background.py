@@ -42,6 +42,11 @@ class SaveHandle:
         """Whether it has ended, well or not."""
         return self._ended.is_set()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended with an error."""
+        return self._error is not None
+
     def wait(self) -> Path:
         """Wait until it is committed and durable; its path.
 

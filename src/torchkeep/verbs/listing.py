@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, overload
 
 from torchkeep.errors import NotFoundError, typed
-from torchkeep.folder.runs import Listed, list_run, metrics_of
+from torchkeep.folder.amending import change_tags
+from torchkeep.folder.committed import first_nonfinite, tags_of
+from torchkeep.folder.runs import list_run, metrics_of
+from torchkeep.folder.thinning import files_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class RunCheckpoint(os.PathLike[str]):
         total_bytes: Bytes of its shards.
         own_bytes: Bytes of the shards that no other checkpoint shares: what removing this one would free.
         added_bytes: Bytes of the shards that no earlier step holds: what this save added to those that are here.
+        tags: Its tags when the run was listed.
+        nonfinite: The first parameter or optimizer state that holds NaN or inf, or None.
     """
 
     path: Path
@@ -35,6 +40,29 @@ class RunCheckpoint(os.PathLike[str]):
     total_bytes: int
     own_bytes: int
     added_bytes: int
+    tags: tuple[str, ...] = ()
+    nonfinite: str | None = None
+
+    def tag(self, *tags: str) -> tuple[str, ...]:
+        """Give it tags, durably, also while its run is being written; all it has then.
+
+        Raises:
+            NotFoundError: It was removed meanwhile.
+            CheckpointError: The operating system refused; its tags are as before.
+
+        Example:
+            >>> import tempfile, torch, torchkeep as tk
+            >>> run = tempfile.mkdtemp()
+            >>> with tk.CheckpointManager(run, {"model": torch.nn.Linear(2, 1)}) as manager:
+            ...     handle = manager.save(0, tags=["first"])
+            >>> tk.checkpoints(run)[0].tag("paper"), tk.checkpoints(run)[0].untag("first")
+            (('first', 'paper'), ('paper',))
+        """
+        return change_tags(self.path, add=tags)
+
+    def untag(self, *tags: str) -> tuple[str, ...]:
+        """Take tags away; all it has then. Raises as `tag` does."""
+        return change_tags(self.path, remove=tags)
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -87,7 +115,10 @@ class RunCheckpoints(Sequence[RunCheckpoint]):
         return self._members[-1]
 
     def best(self, metric: str, *, mode: Literal["min", "max"], n: int = 1) -> tuple[RunCheckpoint, ...]:
-        """The best by a metric, best first; of equal ones the newer first. NaN is never among them.
+        """The best by a metric, best first; of equal ones the newer first.
+
+        One whose metric is NaN, or whose parameters hold NaN or inf, is never among them.
+
 
         Args:
             metric: Its name.
@@ -100,7 +131,11 @@ class RunCheckpoints(Sequence[RunCheckpoint]):
         """
         if mode not in {"min", "max"} or n < 1:
             raise ValueError(f'best takes mode "min" or "max" and n of 1 or more; not {mode!r} and {n!r}')
-        having = [each for each in self._members if not math.isnan(each.metrics.get(metric, math.nan))]
+        having = [
+            each
+            for each in self._members
+            if not math.isnan(each.metrics.get(metric, math.nan)) and each.nonfinite is None
+        ]
         if not having:
             known = ", ".join(sorted({name for each in self._members for name in each.metrics})) or "none"
             raise NotFoundError(
@@ -128,8 +163,8 @@ def checkpoints(run: str | os.PathLike[str]) -> RunCheckpoints:
     """
     found = list_run(Path(run))
     with typed("cannot be read", run):
-        inodes = {each.path: _inodes(each) for each in found.checkpoints}
-    holders: dict[tuple[int, int], int] = {}
+        inodes = {each.path: files_of(each.path, each.summary.shards) for each in found.checkpoints}
+    holders: dict[Hashable, int] = {}
     added_bytes: dict[Path, int] = {}
     for path, of_one in inodes.items():
         added_bytes[path] = sum(size for inode, size in of_one.items() if inode not in holders)
@@ -144,21 +179,11 @@ def checkpoints(run: str | os.PathLike[str]) -> RunCheckpoints:
             total_bytes=sum(inodes[each.path].values()),
             own_bytes=sum(size for inode, size in inodes[each.path].items() if holders[inode] == 1),
             added_bytes=added_bytes[each.path],
+            tags=tags_of(each.summary),
+            nonfinite=first_nonfinite(each.summary),
         )
         for each in found.checkpoints
     ]
     sizes = {inode: size for of_one in inodes.values() for inode, size in of_one.items()}
     passed_over = {path.name: error.what for path, error in found.passed_over}
     return RunCheckpoints(found.folder, members, sum(sizes.values()), passed_over)
-
-
-def _inodes(listed: Listed) -> dict[tuple[int, int], int]:
-    """Size in bytes of each shard by device and inode; a shard that is gone is left out."""
-    found = {}
-    for file in listed.summary.shards:
-        try:
-            status = (listed.path / file).stat()
-        except FileNotFoundError:
-            continue
-        found[status.st_dev, status.st_ino] = status.st_size
-    return found

@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,11 +125,13 @@ def draft_of_entries(
     step: int,
     metrics: Mapping[str, float] | None,
     rng: Mapping[str, object],
+    provenance: Mapping[str, object],
 ) -> Draft:
-    """Like `draft_of`, of named entries, whatever they are, and with the random states."""
+    """Like `draft_of`, of named entries, whatever they are, with the random states and more provenance."""
     from torchkeep.live.capture import capture_entries
 
-    return _draft(capture_entries(entries), step, metrics, rng)
+    draft = _draft(capture_entries(entries), step, metrics, rng)
+    return replace(draft, provenance={**draft.provenance, **provenance})
 
 
 def _draft(

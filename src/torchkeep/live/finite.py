@@ -1,0 +1,75 @@
+"""Whether what trains is still finite: parameters and optimizer state without NaN and inf, buffers without NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import nn
+
+from torchkeep.folder.record import Entry
+from torchkeep.live.modules import named_parameters
+from torchkeep.tensors import TensorSpec
+
+Name = tuple[str, str]  # group, tensor
+_PIECE_ELEMENTS = 1 << 20
+
+
+def watched(
+    state: Mapping[str, object], entries: Mapping[str, Entry], specs: Mapping[Name, TensorSpec]
+) -> dict[Name, bool]:
+    """The tensors of a save that NaN makes useless, in order; true where inf does too.
+
+    A buffer may hold inf for good: the mask of an attention does.
+    """
+    parameters = {
+        name: {each for each, _ in named_parameters(value)}
+        for name, value in state.items()
+        if isinstance(value, nn.Module)
+    }
+    return {
+        (group, name): entries[group].kind == "optimizer" or name in parameters.get(group, ())
+        for (group, name), spec in specs.items()
+        if group in entries and entries[group].kind in {"module", "optimizer"} and is_floating(spec)
+    }
+
+
+def is_floating(spec: TensorSpec) -> bool:
+    """Whether a tensor can hold NaN."""
+    dtype = getattr(torch, spec.dtype, None)
+    return isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex) and spec.nbytes > 0
+
+
+def nonfinite(
+    names: Iterable[tuple[Name, bool]], read: Callable[[Name], tuple[TensorSpec, memoryview]]
+) -> dict[Name, str]:
+    """Which of some tensors hold what they must not: ``"NaN"`` or ``"inf"`` by name, in the order given.
+
+    Args:
+        names: Each name, and whether inf counts.
+        read: Gives a tensor's spec and bytes.
+    """
+    found = {}
+    for name, inf_counts in names:
+        spec, data = read(name)
+        fault = _fault_of(torch.frombuffer(data, dtype=getattr(torch, spec.dtype)))
+        if fault == "NaN" or (fault == "inf" and inf_counts):
+            found[name] = fault
+    return found
+
+
+def _fault_of(flat: torch.Tensor) -> str | None:
+    """``"NaN"`` if there is one, else ``"inf"`` if there is one. A finite sum has finite terms, at memory speed."""
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).flatten()
+    worst = None
+    for piece in torch.split(flat, _PIECE_ELEMENTS):
+        values = piece if piece.dtype in {torch.float32, torch.float64} else piece.to(torch.float32)
+        if math.isfinite(values.sum().item()):
+            continue
+        if bool(values.isnan().any()):
+            return "NaN"
+        if bool(values.isinf().any()):
+            worst = "inf"
+    return worst

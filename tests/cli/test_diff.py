@@ -92,6 +92,16 @@ def test_rules_and_the_number_of_lines_are_options(pair, capsys):
     assert "argument --top: a number of 0 or more is wanted, not '-1'" in capsys.readouterr().err
 
 
+def test_the_rules_of_a_recorded_plan_can_be_applied(pair, tmp_path, capsys):
+    (tmp_path / "plan.json").write_text(
+        json.dumps({"schema": 1, "rules": ["Only('model.same')"], "rows": [], "source": "a.pt"})
+    )
+    assert main(["diff", "a.pt", "b", "--weights", "--plan", "plan.json"]) == 0
+    assert "no difference, 1 equal, 4 skipped" in capsys.readouterr().out
+    assert main(["diff", "a.pt", "b", "--plan", "plan.json", "--skip", "x"]) == 2
+    assert "--plan takes the rules of the recorded plan, so no others" in capsys.readouterr().err
+
+
 def test_a_nan_in_a_report_is_null_in_json(tmp_path, capsys):
     torch.save({"w": torch.zeros(2)}, tmp_path / "a.pt")
     torch.save({"w": torch.ones(2)}, tmp_path / "b.pt")

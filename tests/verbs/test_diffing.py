@@ -190,6 +190,17 @@ def test_rules_are_applied_before_anything_is_compared(tmp_path):
         tk.diff(tmp_path / "a.pt", tmp_path / "b.pt", rules=[tk.Rename(r".*", "conv")])
 
 
+def test_what_rules_make_of_tensors_is_compared(tmp_path):
+    weight = torch.arange(6.0).reshape(2, 3)
+    torch.save({"q": weight, "k": weight + 1, "t": weight}, tmp_path / "a.pt")
+    torch.save({"qk": torch.cat([weight, weight + 1]), "t": weight.t().contiguous() + 1}, tmp_path / "b.pt")
+    found = tk.diff(
+        tmp_path / "a.pt", tmp_path / "b.pt", rules=[tk.rules.Fuse(["q", "k"], "qk"), tk.rules.Transpose("t")]
+    )
+    assert outcomes(found) == {"t": "values_differ"}
+    assert found.movers()[0].comparison.largest_step == 1.0
+
+
 def test_only_the_weights_can_be_compared(tmp_path):
     model = network()
     torch.save({"model": model.state_dict(), "optimizer": trained(model).state_dict(), "epoch": 1}, tmp_path / "a.pt")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from torchkeep.cli.console import Verbs, add_verb, say, say_json
-from torchkeep.cli.plan import add_rules
+from torchkeep.cli.plan import add_rules, recorded
 from torchkeep.cli.progress import ProgressBar
 from torchkeep.cli.tables import Column, say_table
 from torchkeep.errors import PlanError
@@ -16,6 +16,7 @@ from torchkeep.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from torchkeep.arithmetic.comparison import TensorComparison
+    from torchkeep.rules import Rule
     from torchkeep.verbs.diffing import Difference, TensorDifference
 
 _LONGEST_VALUE = 60
@@ -32,6 +33,7 @@ def add_to(verbs: Verbs) -> None:
             "torchkeep diff last.ckpt best.ckpt",
             "torchkeep diff runs/exp1/step-00001200            (with its parent)",
             "torchkeep diff old.pth new.safetensors --weights --rename backbone=encoder",
+            "torchkeep diff old.pth tuned.pth --plan plan.json",
         ],
         notes="change is the norm of the difference over the norm of A. Exit code 1: they differ.",
     )
@@ -41,7 +43,8 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument(
         "--top", metavar="N", type=_count, default=10, help="how many of a kind are listed (10; 0: all)"
     )
-    add_rules(parser, ("--rename", "--skip", "--only"))
+    add_rules(parser, ("--rename", "--skip", "--only", "--rule"))
+    parser.add_argument("--plan", metavar="FILE", help="apply the rules of a plan that torchkeep plan --json printed")
     parser.add_argument("--json", action="store_true", help="print every tensor, as JSON")
 
 
@@ -59,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = diff(
             arguments.first,
             arguments.second,
-            rules=arguments.rules,
+            rules=_rules(arguments),
             weights_only=arguments.weights,
             progress=bar,
         )
@@ -68,6 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         report(found, arguments.top or sys.maxsize)
     return 0 if found.is_equal else PlanError.exit_code
+
+
+def _rules(arguments: argparse.Namespace) -> list[Rule]:
+    from torchkeep.planning.recorded import read_recorded
+
+    if arguments.plan is None:
+        return list(arguments.rules)
+    return read_recorded(recorded(arguments.plan, arguments.rules, "--plan"))[0]
 
 
 def describe(found: Difference) -> dict[str, object]:

@@ -142,12 +142,18 @@ def _plan(arguments: argparse.Namespace, model: object) -> LoadPlan:
         if error.name != "torch":
             raise
         raise NotFoundError("planning needs torch", remedy='pip install "torchkeep[torch]"') from error
-    return made if arguments.replay is None else made.replay(_recorded(arguments.replay, arguments.rules))
+    return made if arguments.replay is None else made.replay(recorded(arguments.replay, arguments.rules))
 
 
-def _recorded(file: str, rules: Sequence[Rule]) -> str:
+def recorded(file: str, rules: Sequence[Rule], option: str = "--replay") -> str:
+    """The text of a recorded plan, of which the rules are taken.
+
+    Raises:
+        UsageError: Other rules are given as well, or it cannot be read.
+        NotFoundError: There is no such file.
+    """
     if rules:
-        raise UsageError("--replay takes the rules of the recorded plan, so no others can be given")
+        raise UsageError(f"{option} takes the rules of the recorded plan, so no others can be given")
     try:
         return Path(file).read_text(encoding="utf-8")
     except FileNotFoundError as error:

@@ -15,6 +15,7 @@ from torchkeep.folder.parallel import default_threads
 from torchkeep.folder.read import FolderSource
 from torchkeep.folder.runs import metrics_of, read_run
 from torchkeep.planning.loadplan import make_plan
+from torchkeep.planning.recipes import Part
 from torchkeep.planning.rows import Change, Pair, Row, Status
 from torchkeep.planning.rules import Rule
 from torchkeep.tensors import Described, Source, TensorSpec, walk
@@ -145,7 +146,8 @@ def diff(
     Args:
         first: A checkpoint of any format.
         second: Another. None to compare a checkpoint of a run with its parent, the one that its save began from.
-        rules: `Rename` acts on names of the first, `Skip` and `Only` on both.
+        rules: What a plan takes, applied to the first before anything is compared: `Rename` acts on its names, `Skip`
+            and `Only` on both sides, rules that adapt tensors make them with torch.
         weights_only: Compare the weights and nothing else.
         io_threads: Threads that read and compare; by default one per processor, at most 8.
         progress: Called with bytes done and bytes in all.
@@ -214,18 +216,21 @@ def difference_of(
     plan = make_plan({"": pair}, rules, source=str(first.path))
     if plan.collisions:
         raise PlanError("the rules give several tensors one name", faults=plan.collisions, remedy="rename fewer")
+    rows = [row for row in plan.rows if row.status in {Status.MATCHED, Status.DTYPE_DIFFERS}]
+    adapted = {row.name: row for row in rows if row.recipe is not None and not isinstance(row.recipe, Part)}
     comparable = {
         row.name: (row.checkpoint, row.model)
-        for row in plan.rows
-        if row.status in {Status.MATCHED, Status.DTYPE_DIFFERS}
-        and row.checkpoint is not None
+        for row in rows
+        if row.checkpoint is not None
         and row.model is not None
+        and row.name not in adapted
         and row.checkpoint.shape == row.model.shape
     }
     same = {name for name, (a, b) in comparable.items() if _are_same_bytes(first, a, second, b)}
     to_read = {name: specs for name, specs in comparable.items() if name not in same}
     compared = compare(first, second, to_read, threads, progress)
     compared |= {name: TensorComparison(True, specs[0].numel) for name, specs in comparable.items() if name in same}
+    compared |= {name: _compare_adapted(first, second, row, threads) for name, row in adapted.items()}
     weights = one.weights | other.weights
     tensors = tuple(_tensor_difference(row, compared.get(row.name), weights) for row in plan.rows)
     if weights_only:
@@ -234,6 +239,20 @@ def difference_of(
     return Difference(
         first.path, second.path, tensors, tuple(_value_differences(*facts)), len({**facts[0], **facts[1]})
     )
+
+
+def _compare_adapted(first: Source, second: Source, row: Row, threads: int) -> TensorComparison:
+    """Compare what rules make of tensors of the first with one of the second; torch makes it, in memory."""
+    from torchkeep.arithmetic.comparison import compare
+    from torchkeep.live.adapt import make_tensor
+    from torchkeep.live.build import Builder
+    from torchkeep.live.held import HeldTensor
+
+    if row.recipe is None or row.model is None:
+        raise ValueError(f"{row.name} is not adapted")
+    build, initial = Builder(first), Builder(second).read(row.model)
+    made = HeldTensor(make_tensor(row.recipe, lambda part: build.read(part.spec), initial), first.path)
+    return compare(made, second, {row.name: (made.spec, row.model)}, threads)[row.name]
 
 
 def _are_same_bytes(first: Source, one: TensorSpec, second: Source, other: TensorSpec) -> bool:

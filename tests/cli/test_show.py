@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -22,11 +23,12 @@ def checkpoint(tmp_path, monkeypatch):
     return "ckpt"
 
 
-def test_text_is_the_tree_then_the_weights_then_totals(checkpoint, capsys):
+def test_text_is_the_tree_then_the_entries_then_totals(checkpoint, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
     assert main(["show", checkpoint]) == 0
 
     assert (
-        capsys.readouterr().out
+        re.sub(r"torchkeep \d.*\)(?= \()", "torchkeep VERSION", capsys.readouterr().out)
         == """\
 ckpt (torchkeep): 18 tensors, 136 bytes
 ├─ model.state_dict  9 tensors, 88 bytes
@@ -51,8 +53,16 @@ ckpt (torchkeep): 18 tensors, 136 bytes
 │     └─ num_batches_tracked  int64 ()
 └─ epoch  12
 
+part           entries           how that is known
+weights        model.state_dict  inferred: a usual name, tensors by name
+other weights  ema               inferred: tensors by name
+progress       epoch             inferred: its name
+
 weights: model.state_dict, 9 tensors, 20 parameters; could also be: ema
 dtypes: float32 (8 tensors, 80 bytes), int64 (2 tensors, 16 bytes), float16 (8 tensors, 40 bytes)
+tied: model.state_dict.2.num_batches_tracked = ema.2.num_batches_tracked
+format: torchkeep version 1
+written by: torchkeep VERSION (certain: its record)
 step: 1200
 metrics: val_acc 0.91, loss nan
 """
@@ -69,6 +79,12 @@ def test_json_has_every_tensor_and_the_weights(tmp_path, monkeypatch, capsys):
         "schema": 1,
         "path": "a.ckpt",
         "format": "torch-zip",
+        "format_version": "3",
+        "producer": {
+            "name": "torch.save of torch 1.6 or later",
+            "certain": False,
+            "why": "a zip archive of torch",
+        },
         "tensor_count": 2,
         "parameter_count": 6,
         "total_bytes": 32,
@@ -76,6 +92,36 @@ def test_json_has_every_tensor_and_the_weights(tmp_path, monkeypatch, capsys):
         "metrics": {},
         "weights": {"entry": "state_dict", "tensor_count": 2, "parameter_count": 6, "others": []},
         "weights_note": None,
+        "entries": [
+            {
+                "entry": "state_dict",
+                "part": "weights",
+                "certain": False,
+                "why": "a usual name, tensors by name",
+                "tensor_count": 2,
+                "total_bytes": 32,
+                "value_count": 0,
+            },
+            {
+                "entry": "optimizer",
+                "part": "optimizer",
+                "certain": False,
+                "why": "it has state and param_groups",
+                "tensor_count": 0,
+                "total_bytes": 0,
+                "value_count": 0,
+            },
+            {
+                "entry": "global_step",
+                "part": "progress",
+                "certain": False,
+                "why": "its name",
+                "tensor_count": 0,
+                "total_bytes": 0,
+                "value_count": 1,
+            },
+        ],
+        "tied": [],
         "tensors": [
             {"name": "state_dict.fc.weight", "dtype": "float32", "shape": [2, 3], "nbytes": 24, "device": "cpu"},
             {"name": "state_dict.fc.count", "dtype": "int64", "shape": [], "nbytes": 8, "device": "cpu"},
@@ -178,3 +224,45 @@ def test_real_checkpoints_fit_a_screen(package, file, lines, real_checkpoint, ca
     assert [line for line in lines if line not in shown] == []
     assert len(shown.splitlines()) <= 45
     assert max(map(len, shown.splitlines()[1:])) <= 130
+
+
+def test_statistics_are_a_row_per_tensor_and_what_is_not_finite_is_said_with_its_place(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    weight = torch.tensor([[1.0, float("nan"), 0.0], [float("inf"), -3.0, float("nan")]])
+    torch.save({"fc.weight": weight, "fc.bias": torch.tensor([1.0, 3.0]), "none": torch.zeros(0, 2)}, "a.pt")
+    assert main(["show", "a.pt", "--stats"]) == 0
+    assert (
+        capsys.readouterr().out
+        == """\
+tensor     dtype    shape   min  max    mean   std  zeros  NaN  inf
+fc.weight  float32  [2, 3]   -3    1  -0.667  2.08  16.7%    2    1
+fc.bias    float32  [2]       1    3       2  1.41   0.0%    0    0
+none       float32  [0, 2]    -    -       -     -           0    0
+fc.weight: 2 NaN, the first at [0, 1]; 1 inf, the first at [1, 0]
+"""
+    )
+    assert main(["show", "a.pt", "--stats", "--json"]) == 0
+    statistics = json.loads(capsys.readouterr().out)["tensors"][0]["statistics"]
+    assert statistics == {
+        "minimum": -3.0,
+        "maximum": 1.0,
+        "mean": pytest.approx(-2 / 3),
+        "std": pytest.approx(2.081665999466133),
+        "zero_count": 1,
+        "nan_count": 2,
+        "inf_count": 1,
+        "first_nan": [0, 1],
+        "first_inf": [1, 0],
+    }
+
+
+@pytest.mark.parametrize("columns", ["80", "140"])
+@pytest.mark.parametrize("options", [[], ["--stats"]])
+def test_no_line_is_wider_than_the_terminal(columns, options, real_checkpoint, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    (path,) = real_checkpoint("chgnet").glob("**/0.3.0/*.pth.tar")
+    monkeypatch.chdir(path.parent)
+    assert main(["show", path.name, *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= int(columns)

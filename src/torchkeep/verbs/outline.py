@@ -21,8 +21,8 @@ _MAX_ELEMENTS = 20
 _GROUPS = ("_parameters", "_buffers", "_modules")  # Where a module keeps what its state dict has.
 
 
-def outline(title: str, tree: object) -> str:
-    """A tree as lines: levels with tensors are opened first, from the top, as long as they fit in about 40 lines.
+def outline(title: str, tree: object, most_lines: int = MAX_LINES) -> str:
+    """A tree as lines: levels with tensors are opened first, from the top, as long as they fit in so many lines.
 
     Raises:
         LimitError: As for `walk`.
@@ -38,7 +38,7 @@ def outline(title: str, tree: object) -> str:
     if root.text and not root.children:
         root = _level({"": tree}, 0)
     rows = _rows(root)
-    left = MAX_LINES - 1 - len(rows)
+    left = most_lines - 1 - len(rows)
     for with_tensors in (True, False):
         left = _open(rows, left, with_tensors=with_tensors)
     about = root.about() if root.tensor_count else f"no tensors, {_counted(root.value_count, 'value')}"

@@ -111,6 +111,7 @@ class Described:
         kwargs: Keyword arguments of that call.
         state: What would have become its state; for most objects a dict of its attributes.
         items: What would have been appended to it, or set in it as ``(key, value)`` pairs.
+        transient: Attributes that hold tensors and are known to be no part of its state dict.
     """
 
     class_path: str
@@ -118,6 +119,7 @@ class Described:
     kwargs: Mapping[str, object] = field(default_factory=dict)
     state: object = None
     items: tuple[object, ...] = ()
+    transient: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"<{self.class_path}, not built>"

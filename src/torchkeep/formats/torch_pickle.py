@@ -124,7 +124,7 @@ class TorchVocabulary(PlainVocabulary):
                     pass
                 case _:
                     raise MalformedError(f"a part of storage {key} lies outside of it")
-        ref = StorageRef(kind.class_path, (), {}, None, (), str(key), dtype, first, count, device)
+        ref = StorageRef(kind.class_path, storage=str(key), dtype=dtype, first=first, numel=count, device=device)
         flat = self._tensor(ref, 0, (count,), (1,), requires_grad=False, metadata=None)
         return replace(ref, state={"values": flat, "name": name})
 

@@ -20,15 +20,19 @@ from torchkeep.formats.storage_views import (
     to_native,
 )
 from torchkeep.formats.torch_pickle import TorchVocabulary
+from torchkeep.formats.torchscript import with_transients
 from torchkeep.formats.zip_directory import STORED, Member, check_crc32, data_begin, read_directory, read_member
 from torchkeep.tensors import TensorSpec, check_range
 
 _MAX_VERSION = 10
 _PIECE_BYTES = 1 << 20
+_MAX_CODE_BYTES = 16 << 20
 
 
 class TorchZip:
     """A `Source` of one torch zip file; opening reads the directory and the pickle, and no tensor.
+
+    Its format is ``"torch-zip"``, or ``"torchscript"`` for an archive that holds code, which is never run.
 
     Args:
         file: The file, which the source closes.
@@ -42,7 +46,7 @@ class TorchZip:
         LimitError: The archive or its pickle asks for more than its size can justify.
     """
 
-    format = "torch-zip"
+    format: str = "torch-zip"
 
     def __init__(self, file: RegularFile, name: str = "", checked: set[str] | None = None) -> None:
         self._file = file
@@ -61,6 +65,9 @@ class TorchZip:
             raise CorruptError(
                 f"data.pkl goes on for {stream.remaining:,} bytes behind its end", where=self.path, remedy=READ_AGAIN
             )
+        if self._is_script:
+            self.format = "torchscript"
+            self.tree = with_transients(self.tree, self._code)
 
     @property
     def is_compressed(self) -> bool:
@@ -71,7 +78,17 @@ class TorchZip:
     def metadata(self) -> Mapping[str, object]:
         """What the archive says of itself; ``torchscript`` is there for an archive that holds code (never run)."""
         said = {"version": self._version, "byteorder": self._byteorder, "archive": self._folder.rstrip("/")}
-        return {**said, "torchscript": True} if f"{self._folder}constants.pkl" in self._members else said
+        return {**said, "torchscript": True} if self._is_script else said
+
+    @property
+    def _is_script(self) -> bool:
+        return f"{self._folder}constants.pkl" in self._members
+
+    def _code(self, file: str) -> str | None:
+        member = self._members.get(f"{self._folder}code/{file}")
+        if member is None or member.size > _MAX_CODE_BYTES:
+            return None
+        return read_member(self._file, member).decode("utf-8", "replace")
 
     def declare(self, key: str, nbytes: int, item_bytes: int) -> None:
         """Check that a storage which the pickle names is there in the size that it says."""

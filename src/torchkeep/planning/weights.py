@@ -116,9 +116,9 @@ def _as_state_dict(path: KeyPath, node: object) -> dict[str, TensorSpec]:
         return {}
     if isinstance(attributes.get("_parameters"), Mapping) and isinstance(attributes.get("_modules"), Mapping):
         return dict(_module_tensors("", attributes, MAX_MODULE_DEPTH))
-    tensors = _flattened(node)
     if isinstance(node, Described) and node.class_path.startswith("__torch__"):
-        return tensors
+        return dict(_script_tensors("", node, MAX_MODULE_DEPTH))
+    tensors = _flattened(node)
     if not tensors or not all(isinstance(key, str) for key in attributes):
         return {}
     direct = [key for key, value in attributes.items() if isinstance(value, TensorSpec) and key in tensors]
@@ -170,6 +170,16 @@ def _module_tensors(prefix: str, module: Mapping[Hashable, object], depth: int) 
         attributes = _attributes(child)
         if attributes is not None:
             yield from _module_tensors(f"{prefix}{name}.", attributes, depth - 1)
+
+
+def _script_tensors(prefix: str, module: Described, depth: int) -> Iterator[tuple[str, TensorSpec]]:
+    """Names as ``state_dict()`` of a TorchScript module would have them."""
+    attributes = module.state if isinstance(module.state, Mapping) else {}
+    for name, value in attributes.items():
+        if isinstance(value, TensorSpec) and name not in module.transient:
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Described) and depth:
+            yield from _script_tensors(f"{prefix}{name}.", value, depth - 1)
 
 
 def _no_weights(path: KeyPath, node: object) -> str | None:

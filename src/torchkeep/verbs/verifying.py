@@ -12,7 +12,7 @@ from torchkeep.folder.read import FolderSource
 from torchkeep.tensors import tensors_of
 from torchkeep.verbs.sources import check_bytes, open_source
 
-_STRENGTH = {"torchkeep": "digests", "torch-zip": "crc32", "torch-dcp": "crc32"}
+_STRENGTH = {"torchkeep": "digests", "torch-zip": "crc32", "torchscript": "crc32", "torch-dcp": "crc32"}
 
 
 @dataclass(frozen=True, slots=True)

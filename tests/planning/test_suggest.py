@@ -243,3 +243,45 @@ def test_suggestions_survive_a_copy_to_another_process():
     rules = make_plan({"": Pair(resnet("a."), resnet(), "module", "Net")}, [], source="ckpt").suggest()
     again = pickle.loads(pickle.dumps(rules))
     assert (again, str(again), again.explained) == (rules, str(rules), rules.explained)
+
+
+def encoder(prefix, *, names, layers=3):
+    """Blocks with two norms each, which only names or an order can tell apart."""
+    norms = {f"{norm}.{kind}": (8,) for norm in names for kind in ("weight", "bias")}
+    parts = {"up.weight": (32, 8), "up.bias": (32,), **norms}
+    return {f"{prefix}.{i}.{name}": spec(*shape) for i in range(layers) for name, shape in parts.items()}
+
+
+def test_the_order_of_a_model_tells_equal_modules_apart_and_that_of_a_sorted_file_does_not():
+    checkpoint = encoder("enc.layer", names=["attention.output.LayerNorm", "output.LayerNorm"])
+    model = encoder("layers", names=["norm1", "norm2"])
+    assert suggested(checkpoint, model) == [
+        r'Rename(r"^enc\.layer\.", "layers.")',
+        r'Rename(r"\.attention\.output\.LayerNorm\.", ".norm1.")',
+        r'Rename(r"\.output\.LayerNorm\.", ".norm2.")',
+    ]
+    in_file = dict(sorted(checkpoint.items()))
+    rules = make_plan({"": Pair(in_file, model, "module", "Net")}, [], source="c").suggest()
+    assert not any("norm1" in repr(rule) for rule in rules if isinstance(rule, Rename))
+    assert (
+        "# ambiguous, left out: enc.layer.*.output.LayerNorm.bias could be layers.*.norm1.bias or layers.*.norm2.bias"
+        in str(rules).splitlines()
+    )
+
+
+def test_blocks_that_are_counted_from_another_number_are_taken_in_their_order():
+    names = ["attn.w", "attn.b", "mlp.w"]
+    checkpoint = {f"h.{i}.{name}": spec(4, 4) for i in range(1, 13) for name in names}
+    model = {f"blocks.{i}.{name}": spec(4, 4) for i in range(12) for name in names}
+    for given in (checkpoint, dict(sorted(checkpoint.items()))):
+        plan = make_plan({"": Pair(given, model, "module", "Net")}, [], source="c")
+        fitted = plan.with_rules(*plan.suggest())
+        assert {row.checkpoint_name: row.name for row in fitted.rows} == {
+            f"h.{i + 1}.{name}": f"blocks.{i}.{name}" for i in range(12) for name in names
+        }
+
+
+def test_a_block_is_never_suggested_for_another_of_the_same_list():
+    checkpoint = {f"h.{i}.w": spec(4, 4) for i in range(1, 4)}
+    model = {f"h.{i}.w": spec(4, 4) for i in range(3)}
+    assert suggested(checkpoint, model) == ['Skip("h.0")', 'Skip("h.3")']

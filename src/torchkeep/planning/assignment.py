@@ -6,15 +6,15 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from itertools import groupby, islice
+
+from torchkeep.planning.alignment import align, renumbered
 
 MAX_CHANGES = 40
 MAX_COMPARED = 20_000
 MAX_RIVALS = 8
 MIN_EXPLAINED = 2
 MIN_LIKENESS = 0.4
-MIN_TYPO_LIKENESS = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,11 @@ class Assignment:
 
 
 def assign(
-    checkpoint: Mapping[str, Hashable], model: Mapping[str, Hashable], settled: Collection[str] = ()
+    checkpoint: Mapping[str, Hashable],
+    model: Mapping[str, Hashable],
+    settled: Collection[str] = (),
+    *,
+    in_order: bool = True,
 ) -> Assignment:
     """Find which leftovers of a checkpoint and of a model are likely one tensor; nothing is guessed in a tie.
 
@@ -39,19 +43,35 @@ def assign(
         checkpoint: Leftover names, in order, to what must be equal for two to be one tensor: shape and dtype.
         model: The same of the other side.
         settled: Names that are on both sides. A module with one of them is there: its leftovers belong to no other.
+        in_order: Whether the checkpoint's order is that of a model; a file may have sorted its names.
     """
-    left, right = dict(checkpoint), dict(model)
+    own_name = {new: old for old, new in renumbered(checkpoint, model).items()}
+    if len(own_name) < len(checkpoint):
+        own_name = {name: name for name in checkpoint}
+    left, right = {name: checkpoint[own] for name, own in own_name.items()}, dict(model)
     modules = frozenset(stem for name in settled if (stem := name.rpartition(".")[0]))
     assigned = _assign_by_beginnings(left, right, modules)
     for old, new in assigned.items():
         del left[old], right[new]
-    similar, ambiguous = _assign_by_similarity(left, right, modules)
-    return Assignment(assigned | similar, ambiguous)
+    similar, ambiguous = _assign_by_similarity(left, right, modules, in_order=in_order)
+    return Assignment(
+        {own_name[old]: new for old, new in {**assigned, **similar}.items()},
+        {own_name[old]: others for old, others in ambiguous.items()},
+    )
 
 
 def _may_be_one(old: str, new: str, modules: Collection[str]) -> bool:
+    """Whether nothing says that two are different tensors: a module that is on both sides, or the number of a block."""
     old_module, new_module = old.rpartition(".")[0], new.rpartition(".")[0]
-    return old_module == new_module or not (old_module in modules or new_module in modules)
+    if old_module != new_module and (old_module in modules or new_module in modules):
+        return False
+    return not _are_blocks_of_one(old, new)
+
+
+def _are_blocks_of_one(old: str, new: str) -> bool:
+    """Whether the first that differs in two names is a number behind the same: blocks of one list."""
+    differing = ((a, b) for a, b in zip(old.split("."), new.split("."), strict=False) if a != b)
+    return all(part.isdecimal() for part in next(differing, ("",)))
 
 
 def _assign_by_beginnings(
@@ -136,13 +156,13 @@ class _Features:
 
 
 def _assign_by_similarity(
-    left: Mapping[str, Hashable], right: Mapping[str, Hashable], modules: Collection[str]
+    left: Mapping[str, Hashable], right: Mapping[str, Hashable], modules: Collection[str], *, in_order: bool
 ) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     """Pairs inside buckets of equal tensors, the likeliest of all first; a tie leaves all that take part in it out."""
-    found_likely = (found for found in _scores(left, right) if _may_be_one(found[1], found[2], modules))
+    aligned, ambiguous = align(left, right, in_order=in_order)
+    found_likely = (found for found in _scores(left, right, aligned) if _may_be_one(found[1], found[2], modules))
     scored = sorted(found_likely, key=lambda found: -found[0])
     assigned: dict[str, str] = {}
-    ambiguous: dict[str, tuple[str, ...]] = {}
     gone: set[tuple[str, str]] = set()
     for _, group in groupby(scored, key=lambda found: found[0]):
         equals = [(old, new) for _, old, new in group if ("left", old) not in gone and ("right", new) not in gone]
@@ -152,13 +172,15 @@ def _assign_by_similarity(
             if olds[old] == news[new] == 1:
                 assigned[old] = new
             else:
-                ambiguous[old] = (*ambiguous.get(old, ()), new)
-    return {name: assigned[name] for name in left if name in assigned}, ambiguous
+                ambiguous[old] = tuple(dict.fromkeys([*ambiguous.get(old, ()), new]))
+    unsaid = {name: others for name, others in ambiguous.items() if name not in assigned}
+    return {name: assigned[name] for name in left if name in assigned}, unsaid
 
 
-def _scores(left: Mapping[str, Hashable], right: Mapping[str, Hashable]) -> Iterator[tuple[float, str, str]]:
+def _scores(
+    left: Mapping[str, Hashable], right: Mapping[str, Hashable], aligned: Mapping[str, str]
+) -> Iterator[tuple[float, str, str]]:
     """Every pair of equal tensors that may be one, with how likely it is; in big buckets only where numbers agree."""
-    aligned = _aligned_by_order(left, right)
     buckets: dict[Hashable, tuple[list[_Features], list[_Features]]] = defaultdict(lambda: ([], []))
     for side, names in enumerate((left, right)):
         for name, like in names.items():
@@ -203,15 +225,3 @@ def _likeness(one: frozenset[str], other: frozenset[str]) -> float:
 def _trigrams(text: str) -> frozenset[str]:
     padded = f".{text}."
     return frozenset(padded[index : index + 3] for index in range(max(len(padded) - 2, 1)))
-
-
-def _aligned_by_order(left: Mapping[str, Hashable], right: Mapping[str, Hashable]) -> dict[str, str]:
-    """Pairs by position, when both sides are the same structure: what both have as often is in the same order."""
-    lefts, rights = Counter(left.values()), Counter(right.values())
-    olds = [name for name, like in left.items() if lefts[like] == rights[like]]
-    news = [name for name, like in right.items() if lefts[like] == rights[like]]
-    if [left[name] for name in olds] != [right[name] for name in news]:
-        return {}
-    if len(olds) == 1 and SequenceMatcher(None, olds[0], news[0], autojunk=False).ratio() < MIN_TYPO_LIKENESS:
-        return {}
-    return dict(zip(olds, news, strict=True))

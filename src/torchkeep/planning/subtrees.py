@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torchkeep.planning.globs import exact_glob, is_bare, matches
 
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+_NUMBER = re.compile(r"(?<![^. ])\d+(?![^. ])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,16 @@ def fold(names: Iterable[str], keep: Collection[str]) -> list[Subtree]:
     return _without_numbers(subtrees, keep)
 
 
+def without_numbers(text: str) -> str:
+    """Names with ``*`` for each segment that is a number.
+
+    Example:
+        >>> without_numbers("layers.0.conv1.weight")
+        'layers.*.conv1.weight'
+    """
+    return _NUMBER.sub("*", text)
+
+
 def _highest_free(name: str, reserved: Collection[str]) -> str:
     """The shortest beginning of the name, in whole segments and without wildcards, that nothing reserved has."""
     segments = name.split(".")
@@ -67,7 +77,7 @@ def _without_numbers(subtrees: dict[str, Subtree], keep: Collection[str]) -> lis
     families: dict[str, list[str]] = defaultdict(list)
     for prefix, subtree in subtrees.items():
         if subtree.glob == prefix:
-            pattern = _NUMBER.sub("*", prefix)
+            pattern = without_numbers(prefix)
             families[pattern if subtree.names == (prefix,) else f"{pattern}.*"].append(prefix)
     joined: dict[str, Subtree] = {}
     for glob, prefixes in families.items():

@@ -7,13 +7,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from torchkeep.planning.alignment import are_sorted
 from torchkeep.planning.alternatives import alternatives
 from torchkeep.planning.assignment import assign
 from torchkeep.planning.joins import find_fuses, find_splits
 from torchkeep.planning.renames import generalise
 from torchkeep.planning.rows import DIFFERENCES, Row, Status
 from torchkeep.planning.rules import Cast, Rename, Rule, Skip
-from torchkeep.planning.subtrees import fold
+from torchkeep.planning.subtrees import fold, without_numbers
 from torchkeep.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -62,10 +63,12 @@ class Suggestions(tuple[Rule, ...]):  # noqa: SLOT001 - a tuple has no room for 
 
     def __str__(self) -> str:
         lines = ["rules=[", *(f"    {each.rule!r},  # {_comment(each)}" for each in self.explained), "]"]
-        shown = list(self.ambiguous.items())[:MAX_AMBIGUITIES]
-        lines += [f"# ambiguous, left out: {name} could be {' or '.join(others)}" for name, others in shown]
-        if len(self.ambiguous) > len(shown):
-            lines.append(f"# ambiguous, left out: {len(self.ambiguous) - len(shown):,} more")
+        said = [f"# ambiguous, left out: {name} could be {' or '.join(o)}" for name, o in self.ambiguous.items()]
+        folded = list(dict.fromkeys(without_numbers(line) for line in said))
+        folded = said if len(said) == len(folded) else folded
+        lines += folded[:MAX_AMBIGUITIES]
+        if len(folded) > MAX_AMBIGUITIES:
+            lines.append(f"# ambiguous, left out: {len(folded) - MAX_AMBIGUITIES:,} more")
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -91,17 +94,20 @@ def suggest(plan: LoadPlan) -> Suggestions:
     """The rules that, added to the plan's own, make it fit in strict mode; the same plan gets the same rules."""
     current = plan
     explained: list[Suggestion] = []
-    ambiguous: dict[str, tuple[str, ...]] = {}
+    ambiguous: dict[str, Mapping[str, tuple[str, ...]]] = {}
     # Modules first: what is said about their tensors holds for their optimizer's state as well.
     for entry in sorted(plan.pairs, key=lambda entry: not plan.pairs[entry].counts):
         for propose in (_renames, _regroupings, _casts, _skips):
             rules, unsaid = propose(current, entry)
-            ambiguous |= unsaid
+            if unsaid:
+                ambiguous[entry] = unsaid
             for rule in rules:
                 following = current.with_rules(rule)
                 explained.append(_explained(rule, current, following))
                 current = following
-    return Suggestions.of(explained, ambiguous)
+    unmatched = {row.name for row in current.rows if row.status is not Status.MATCHED}
+    open_names = {name: others for found in ambiguous.values() for name, others in found.items()}
+    return Suggestions.of(explained, {name: others for name, others in open_names.items() if unmatched & set(others)})
 
 
 def _explained(rule: Rule, before: LoadPlan, after: LoadPlan) -> Suggestion:
@@ -131,7 +137,9 @@ def _renames(plan: LoadPlan, entry: str) -> _Proposal:
         if row.resulting_name is not None and row.status is not Status.ONLY_IN_CHECKPOINT
     }
     only_in_checkpoint = leftover(Status.ONLY_IN_CHECKPOINT)
-    found = assign(only_in_checkpoint, leftover(Status.ONLY_IN_MODEL), [*settled, *settled.values()])
+    in_order = not are_sorted(list(plan.pairs[entry].checkpoint))
+    known = [*settled, *settled.values()]
+    found = assign(only_in_checkpoint, leftover(Status.ONLY_IN_MODEL), known, in_order=in_order)
     assigned = found.names
     if not assigned:
         return (), found.ambiguous

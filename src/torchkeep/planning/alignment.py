@@ -131,7 +131,7 @@ def _by_numbers(left: Likes, right: Likes) -> dict[str, str]:
     """Equal tensors of which each numbered block of both sides has just one, blocks in the order of their numbers."""
     aligned: dict[str, str] = {}
     olds, news = _in_blocks(left.items()), _in_blocks(right.items())
-    for kind in olds.keys() & news.keys():
+    for kind in (kind for kind in olds if kind in news):
         old, new = olds[kind], news[kind]
         if len(old) == len(new) >= MIN_ALIGNED and all(len(names) == 1 for names in (*old.values(), *new.values())):
             aligned.update((old[one][0], new[other][0]) for one, other in zip(sorted(old), sorted(new), strict=True))
@@ -146,11 +146,11 @@ def _by_order_in_blocks(left: Likes, right: Likes) -> dict[str, tuple[int, tuple
     """
     aligned: dict[str, tuple[int, tuple[str, ...]]] = {}
     olds, news = (_in_blocks(_signatures(side)) for side in (left, right))
-    for kind in olds.keys() & news.keys():
+    for kind in (kind for kind in olds if kind in news):
         old, new = ([blocks[number] for number in sorted(blocks)] for blocks in (olds[kind], news[kind]))
         if list(map(len, old)) == list(map(len, new)):
             for stems, other_stems in zip(old, new, strict=True):
-                for last, _ in kind[0]:
+                for last in sorted(last for last, _ in kind[0]):
                     others = tuple(f"{other}.{last}" for other in other_stems)
                     aligned |= {f"{stem}.{last}": (place, others) for place, stem in enumerate(stems)}
     return aligned

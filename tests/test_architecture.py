@@ -1,7 +1,7 @@
 """The arrow between the rooms, and the promise that looking at a file imports no torch.
 
     errors <- tensors <- { planning | folder | formats } <- arithmetic <- live <- distributed
-           <- verbs <- manager <- { cli, ... }
+           <- verbs <- manager <- { viewer | integrations } <- cli
 
 A room imports only rooms to its left. `rules` and `policies`, at the top, are public faces of `planning` and `folder`.
 """
@@ -30,7 +30,8 @@ ORDER = [
     {"verbs"},
     {"manager"},
     {"__init__"},
-    {"cli", "viewer", "integrations"},
+    {"viewer", "integrations"},
+    {"cli"},
 ]
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
 IMPORT_TORCH_FREELY = {"live", "distributed", "integrations"}

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from torchkeep.cli import average, convert, diff, ls, plan, prune, show, verify
+from torchkeep.cli import average, convert, diff, ls, plan, prune, show, verify, view
 from torchkeep.cli.console import UsageError, say, tell
 from torchkeep.errors import CheckpointError, NotFoundError
 
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for verb in (show, ls, plan, diff, verify, convert, average, prune):
+    for verb in (show, ls, plan, diff, verify, convert, average, prune, view):
         verb.add_to(verbs)
     return parser
 

@@ -119,7 +119,7 @@ class _Row:
 
 def _segments(key: object) -> list[str]:
     if not isinstance(key, str):
-        return [_value_text(key)]
+        return [value_text(key)]
     segments = key.split(".", MAX_SEGMENTS)
     return segments if all(segments) else [key]
 
@@ -186,10 +186,10 @@ def _leaf(node: object) -> _Level:
         specs = list(tensors_of(node).values())
         values = sum(1 for _ in walk(node)) - len(specs)
         return _Level(_class_name(node), {}, len(specs), values, sum(spec.nbytes for spec in specs))
-    return _Level(_cut(printable(_value_text(node))), value_count=1)
+    return _Level(_cut(printable(value_text(node))), value_count=1)
 
 
-def _value_text(value: object, nested: int = 0) -> str:
+def value_text(value: object, nested: int = 0) -> str:
     """The beginning of a value's repr, at a cost that does not depend on its size."""
     if isinstance(value, (str, bytes)):
         return repr(value[: MAX_TEXT_LENGTH + 1])
@@ -198,7 +198,7 @@ def _value_text(value: object, nested: int = 0) -> str:
     if type(value) in {list, tuple, set, frozenset} and isinstance(value, Collection):
         if nested > 2 or not value:  # noqa: PLR2004 - deeper than a line can show
             return "[...]" if value else repr(value)
-        first = [_value_text(each, nested + 1) for each, _ in zip(value, range(_MAX_ELEMENTS), strict=False)]
+        first = [value_text(each, nested + 1) for each, _ in zip(value, range(_MAX_ELEMENTS), strict=False)]
         brackets = {list: "[]", tuple: "()"}.get(type(value), "{}")
         rest = ", ..." if len(value) > len(first) else "," if (brackets, len(first)) == ("()", 1) else ""
         return f"{brackets[0]}{', '.join(first)}{rest}{brackets[1]}"

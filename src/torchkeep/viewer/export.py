@@ -1,0 +1,132 @@
+"""A page that stands alone: one file with everything it shows, to send to a colleague."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchkeep.errors import CheckpointError, ConflictError, NotFoundError
+from torchkeep.folder.parallel import default_threads, in_parallel
+from torchkeep.viewer.answers import Line, answer, fault_of, key_of
+from torchkeep.viewer.page import render
+from torchkeep.viewer.subject import FILE, Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: The file.
+        nbytes: Its size.
+        at: The id of the checkpoint whose tensors it holds.
+        compared_with: The id of the one it is compared with, or None.
+    """
+
+    path: Path
+    nbytes: int
+    at: str
+    compared_with: str | None
+
+
+def export_page(
+    subject: Subject,
+    path: str | os.PathLike[str],
+    *,
+    compare: tuple[str, str] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Exported:
+    """Write the page as one file: the run, the tensors of one checkpoint with all histograms, one comparison, one plan.
+
+    Args:
+        subject: What is shown.
+        path: The ``.html`` file; one that is there is replaced in one step, anything else is not.
+        compare: Ids of the checkpoint compared with and of the one shown. Without it the newest is shown, and compared
+            with the first file beside the run, else with the run's first checkpoint.
+        progress: Told how many tensors of all are done.
+
+    Raises:
+        NotFoundError: There is no checkpoint to show, or no folder to write into.
+        ConflictError: Something else than a file is at `path`.
+        CheckpointError: A checkpoint cannot be read.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        raise ConflictError("not a file; it was left as it is", where=target, remedy="name another file")
+    before, at = compare or _newest_pair(subject)
+    page = render(_answers(subject, before, at, progress)).encode()
+    _replace(target, page)
+    return Exported(target, len(page), at, before)
+
+
+def _newest_pair(subject: Subject) -> tuple[str | None, str]:
+    listed = subject.listing()
+    ids = [FILE] if listed is None else [each.path.name for each in listed]
+    if not ids:
+        raise NotFoundError("no committed checkpoint in this run", where=subject.path)
+    others = [*subject.beside, *ids[:-1]]
+    return (others[0] if others else None), ids[-1]
+
+
+def _answers(
+    subject: Subject, before: str | None, at: str, progress: Callable[[int, int], object] | None
+) -> dict[str, Sequence[Line]]:
+    """Every answer that the page will ask for; what one of them cannot say does not keep the others away."""
+    found: dict[str, Sequence[Line]] = {}
+    beside = {} if before is None else {"beside": before}
+
+    def ask(question: str, **asked: str) -> None:
+        found[key_of(question, asked)] = list(answer(subject, question, asked))
+
+    ask("subject")
+    ask("checkpoint", of=at)
+    with subject.opened(at) as held:
+        count = len(held.tensors)
+    done = 0
+
+    def measure(position: int) -> None:
+        nonlocal done
+        ask("tensor", of=at, at=str(position), **beside)
+        done += 1
+        if progress is not None:
+            progress(done, count)
+
+    in_parallel(measure, range(count), default_threads())
+    if before is not None:
+        found |= _compared(subject, before, at)
+    return found
+
+
+def _compared(subject: Subject, before: str, at: str) -> Mapping[str, Sequence[Line]]:
+    found: dict[str, Sequence[Line]] = {}
+    plans = [("plan", {"from": at, "into": before, **rules}) for rules in ({}, {"rules": "suggested"})]
+    for question, asked in [("movement", {"from": before, "to": at}), *plans]:
+        try:
+            found[key_of(question, asked)] = list(answer(subject, question, asked))
+        except CheckpointError as error:  # two entries tie, say: the page shows why
+            found[key_of(question, asked)] = [{"fault": fault_of(error)}]
+    return found
+
+
+def _replace(target: Path, content: bytes) -> None:
+    try:
+        descriptor, staged = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+    except FileNotFoundError as error:
+        raise NotFoundError("there is no such folder", where=target.parent, remedy="make it first") from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.chmod(staged, 0o666 & ~_umask())
+        os.replace(staged, target)
+    except BaseException:
+        os.unlink(staged)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -77,3 +77,12 @@ def strace() -> str:
     if found is None:
         absent("strace is not installed; scripts/system-tools says how")
     return found
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Give the path of a Chromium."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        absent("chromium is not installed; scripts/system-tools says how")
+    return found

@@ -1,0 +1,84 @@
+"""The page as one file: what it holds, and that it never leaves half a file or replaces what it should not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+
+import pytest
+import torch
+
+import torchkeep as tk
+from torchkeep.errors import ConflictError, NotFoundError
+from torchkeep.viewer.answers import key_of
+from torchkeep.viewer.export import export_page
+from torchkeep.viewer.subject import Subject
+
+
+def held_by(path):
+    """The answers that an exported page holds."""
+    text = path.read_text(encoding="utf-8")
+    (found,) = re.findall(r'<script type="application/json" id="answers">(.*?)</script>', text, re.DOTALL)
+    return json.loads(found)
+
+
+def test_it_holds_the_run_the_newest_checkpoint_and_its_comparison_with_the_first(run, tmp_path):
+    done = []
+    written = export_page(Subject(run), tmp_path / "report.html", progress=lambda *told: done.append(told))
+
+    answers = held_by(written.path)
+    count = len(tk.open(run / "step-00000600").tensors)
+    assert (written.at, written.compared_with) == ("step-00000600", "step-00000100")
+    assert written.nbytes == written.path.stat().st_size
+    assert len(answers["subject"][0]["checkpoints"]) == 6
+    assert key_of("checkpoint", {"of": "step-00000600"}) in answers
+    assert key_of("movement", {"from": "step-00000100", "to": "step-00000600"}) in answers
+    assert key_of("plan", {"from": "step-00000600", "into": "step-00000100", "rules": "suggested"}) in answers
+    assert sum(key.startswith("tensor ") for key in answers) == count
+    assert max(done) == (count, count)
+
+
+def test_two_steps_may_be_named_and_a_file_beside_goes_first(run, tmp_path):
+    torch.save(tk.load(run / "step-00000100")["model"], tmp_path / "base.pt")
+    subject = Subject(run, [tmp_path / "base.pt"])
+    assert export_page(subject, tmp_path / "a.html").compared_with == "beside-1"
+    written = export_page(subject, tmp_path / "a.html", compare=("step-00000200", "step-00000300"))
+    assert (written.at, written.compared_with) == ("step-00000300", "step-00000200")
+
+
+def test_a_comparison_that_cannot_be_made_does_not_keep_the_rest_away(tmp_path):
+    torch.save({"G": {"w": torch.ones(3)}, "D": {"w": torch.ones(3)}}, tmp_path / "gan.pt")
+    torch.save({"w": torch.ones(3)}, tmp_path / "one.pt")
+    written = export_page(Subject(tmp_path / "one.pt", [tmp_path / "gan.pt"]), tmp_path / "report.html")
+    answers = held_by(written.path)
+    assert answers["plan from=file into=beside-1"][0]["fault"]["what"] == "2 entries could be the weights"
+    assert "movement from=beside-1 to=file" in answers
+
+
+def test_a_file_that_is_there_is_replaced_in_one_step_and_keeps_to_the_umask(run, tmp_path):
+    target = tmp_path / "report.html"
+    target.write_text("old")
+    inode = target.stat().st_ino
+    export_page(Subject(run), target)
+    mask = os.umask(0)
+    os.umask(mask)
+    assert target.stat().st_ino != inode
+    assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~mask
+    assert os.listdir(tmp_path) == ["report.html"]
+
+
+def test_what_is_no_file_is_left_and_an_absent_folder_is_said(run, tmp_path):
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(ConflictError, match="not a file; it was left as it is"):
+        export_page(Subject(run), tmp_path / "folder.html")
+    with pytest.raises(NotFoundError, match="there is no such folder"):
+        export_page(Subject(run), tmp_path / "absent" / "report.html")
+
+
+def test_a_run_without_a_committed_checkpoint_is_said_and_nothing_is_written(tmp_path):
+    (tmp_path / "run" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(NotFoundError, match="no committed checkpoint in this run"):
+        export_page(Subject(tmp_path / "run"), tmp_path / "report.html")
+    assert sorted(os.listdir(tmp_path)) == ["run"]

@@ -11,6 +11,29 @@ from torch import nn
 import torchkeep as tk
 from torchkeep.errors import PlanError
 
+
+class Lion(torch.optim.Optimizer):
+    """A third party's optimizer that keeps to the interface of torch: a moment and a list of tensors."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr, "betas": (0.9, 0.99)})
+
+    @torch.no_grad()
+    def step(self, closure):
+        loss = torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                moment = state.setdefault("moment", torch.zeros_like(parameter))
+                recent = state.setdefault("recent", [])
+                recent[:] = [*recent, parameter.grad.clone()][-2:]
+                slow, fast = group["betas"]
+                sign = (slow * moment + (1 - slow) * sum(recent)).sign()
+                moment.mul_(fast).add_(parameter.grad, alpha=1 - fast)
+                parameter.sub_(sign, alpha=group["lr"])
+        return loss
+
+
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
     "plain sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -21,6 +44,8 @@ OPTIMIZERS = {
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),
+    "third party": lambda p: Lion(p, lr=0.01),
     "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3),
 }
 
@@ -343,3 +368,50 @@ def test_a_rate_that_a_scheduler_moved_is_no_difference(tmp_path):
     tk.save({"model": model, "optimizer": optimizer}, tmp_path / "ckpt")
     rest = tk.load(tmp_path / "ckpt", into={"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.5)})
     assert rest.notes == ()
+
+
+def lbfgs(parameters):
+    return torch.optim.LBFGS(parameters, lr=0.1, max_iter=3)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 0, 1, 5, 3, 4]])
+def test_state_that_spans_all_parameters_follows_them_into_another_order(tmp_path, order):
+    model, again = build().double(), build().double()
+    optimizer = lbfgs(model.parameters())
+    reordered = lbfgs([list(again.parameters())[place] for place in order])
+    for seed in range(3):
+        step_double(model, optimizer, seed)
+    tk.save({"model": model, "optimizer": optimizer}, tmp_path / "ckpt")
+    rest = tk.load(tmp_path / "ckpt", into={"model": again, "optimizer": reordered})
+    assert rest.notes == ()
+    for seed in (7, 8):
+        step_double(model, optimizer, seed)
+        step_double(again, reordered, seed)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
+
+
+def step_double(model, optimizer, seed):
+    inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(inputs).pow(2).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+def test_state_that_spans_all_parameters_starts_fresh_where_they_are_others_and_that_is_said(tmp_path):
+    model = build()
+    optimizer = lbfgs(model.parameters())
+    step(model, optimizer, 0)
+    tk.save({"model": model, "optimizer": optimizer}, tmp_path / "ckpt")
+    other = build(1)
+    other[4] = nn.Linear(4, 7)
+    fresh = lbfgs(other.parameters())
+    rest = tk.load(tmp_path / "ckpt", into={"model": other, "optimizer": fresh}, rules=[tk.Skip("4")])
+    assert rest.notes == ("the state starts fresh: it spans all parameters, and they are not those of the save",)
+    assert not fresh.state[other[0].weight]
+    step(other, fresh, 1)

@@ -4,7 +4,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchkeep.planning import Pair, Status, make_plan
-from torchkeep.rules import Cast, Only, Rename, Skip
+from torchkeep.rules import (
+    Cast,
+    Fuse,
+    InputChannels,
+    MapRows,
+    Only,
+    Rename,
+    ResizePositions,
+    ResizeRows,
+    Skip,
+    Split,
+    Transpose,
+    parse_rule,
+)
 from torchkeep.tensors import TensorSpec
 
 SEGMENTS = st.sampled_from(["module", "_orig_mod", "layer", "block", "fc", "0", "1", "w", "b", "a[0]", "x*", ""])
@@ -12,7 +25,7 @@ NAMES = st.lists(SEGMENTS, min_size=1, max_size=4).map(".".join)
 SPECS = st.builds(
     TensorSpec,
     st.sampled_from(["float32", "float16", "int64", "bool"]),
-    st.sampled_from([(), (1,), (2,), (2, 3), (0,)]),
+    st.sampled_from([(), (1,), (2,), (2, 3), (0,), (3, 2), (3, 3), (4, 2, 2), (4, 1, 2), (9, 2), (16, 2)]),
 )
 SIDES = st.dictionaries(NAMES, SPECS, max_size=12)
 GLOBS = st.sampled_from(["fc", "*.w", "layer*", "module", "[bw]", "*", "0"])
@@ -22,6 +35,12 @@ RULES = st.lists(
         st.builds(Only, GLOBS, entry=st.sampled_from([None, "G"])),
         st.builds(Cast, GLOBS),
         st.sampled_from([Rename("layer", "block"), Rename(r"^module\.", ""), Rename({"w": "b", "fc": "w"})]),
+        st.sampled_from([Fuse(["w", "b"], "fc"), Split("fc", ["w", "b"]), Split("w", ["0", "1"], dim=-1)]),
+        st.builds(Transpose, GLOBS),
+        st.builds(ResizeRows, GLOBS, fill=st.sampled_from(["initial", "mean", "zero"])),
+        st.builds(ResizePositions, GLOBS, sampling=st.sampled_from(["bicubic", "linear"])),
+        st.builds(InputChannels, GLOBS),
+        st.just(MapRows(["a", "b"], ["b", "c", "a"])),
     ),
     max_size=3,
 )
@@ -38,9 +57,23 @@ def test_every_name_of_either_side_is_in_exactly_one_row(pairs, rules):
     for entry, pair in pairs.items():
         rows = [row for row in plan.rows if row.entry == entry]
         assert sorted(row.name for row in rows if row.model is not None) == sorted(pair.model)
-        saved = [row.checkpoint_name for row in rows if row.checkpoint_name is not None]
-        assert sorted(saved) == sorted(pair.checkpoint)
+        saved = [part.name for row in rows for part in row.parts]
+        assert set(saved) == set(pair.checkpoint)
+        if not any(isinstance(rule, Split) for rule in rules):
+            assert len(saved) == len(pair.checkpoint)
+        for row in rows:
+            if row.status is Status.MATCHED and row.recipe is not None and row.model is not None:
+                assert row.recipe.shape in {row.model.shape, (1,)}
+                assert 0 <= row.arriving_elements <= row.model.numel
     assert str(plan).startswith("ckpt -> Net")
+
+
+@given(PAIRS, RULES)
+def test_a_plan_is_replayed_from_what_it_records(pairs, rules):
+    plan = make_plan(pairs, rules, source="ckpt")
+    again = make_plan(pairs, [], source="ckpt").replay(plan.to_json())
+    assert (again.rules, again.rows) == (plan.rules, plan.rows)
+    assert [parse_rule(repr(rule)) for rule in rules] == rules
 
 
 @given(SIDES)

@@ -1,6 +1,9 @@
 """Suggested rules are few, right, and make the plan fit."""
 
+import os
 import pickle
+import subprocess
+import sys
 import time
 
 import pytest
@@ -285,3 +288,23 @@ def test_a_block_is_never_suggested_for_another_of_the_same_list():
     checkpoint = {f"h.{i}.w": spec(4, 4) for i in range(1, 4)}
     model = {f"h.{i}.w": spec(4, 4) for i in range(3)}
     assert suggested(checkpoint, model) == ['Skip("h.0")', 'Skip("h.3")']
+
+
+def test_the_same_plan_gets_the_same_rules_in_every_process():
+    script = (
+        "from torchkeep.planning import Pair, make_plan\n"
+        "from torchkeep.tensors import TensorSpec\n"
+        "names = [f'layer.{i}.{part}.{kind}' for i in range(4) for part in 'qkvabc' for kind in ('weight', 'bias')]\n"
+        "old = {name: TensorSpec('float32', (len(name) % 3, 4)) for name in sorted(names)}\n"
+        "new = {f'net.{name}'.replace('a', 'x'): spec for name, spec in old.items()}\n"
+        "print(make_plan({'': Pair(old, new, 'module', 'Net')}, [], source='c').suggest())\n"
+    )
+    printed = set()
+    for seed in ("1", "2", "3"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+        )
+        printed.add(done.stdout)
+    assert len(printed) == 1
+    assert printed.pop().startswith("rules=[")

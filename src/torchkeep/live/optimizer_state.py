@@ -13,7 +13,7 @@ from torchkeep.live.memory import dtype_name, empty_for, spec_of
 from torchkeep.live.optimizers import BuildTensor, SavedOptimizer
 from torchkeep.planning.recipes import Part
 from torchkeep.planning.rows import Row
-from torchkeep.tensors import TensorSpec, bits_of, is_floating
+from torchkeep.tensors import TensorSpec, bits_of, is_floating, walk
 
 
 def put_optimizer_state(
@@ -34,14 +34,7 @@ def put_optimizer_state(
     Returns:
         What a person should know: options that differ and which one is used now.
     """
-    trees: dict[str, Mapping[str, object]] = {}
-    lost = []
-    for row in rows:
-        try:
-            if (tree := _state_for(row, saved, build)) is not None:
-                trees[row.name] = tree
-        except _CannotFollowError as error:
-            lost.append(f"the state of {row.name} starts fresh: {error}")
+    trees, lost = _states(saved, rows, build)
     taken = {row.name: _names_of(row)[0] for row in rows}
     groups, notes = _merge_groups(optimizer, saved, taken, build)
     notes = (*notes, *lost)
@@ -72,6 +65,67 @@ def put_optimizer_state(
 
 class _CannotFollowError(ValueError):
     """State that no adaptation of its parameter says anything about."""
+
+
+def _states(
+    saved: SavedOptimizer, rows: Sequence[Row], build: BuildTensor
+) -> tuple[dict[str, Mapping[str, object]], list[str]]:
+    """The saved state by live key, adapted; and a line for all that starts fresh though its parameter is there."""
+    trees: dict[str, Mapping[str, object]] = {}
+    lost: list[str] = []
+    if (spanning := _spanning_key(saved)) is not None:
+        try:
+            trees[saved.live_keys[0]] = _reordered(spanning, saved, rows, build)
+        except _CannotFollowError as error:
+            lost.append(f"the state starts fresh: {error}")
+        return trees, lost
+    for row in rows:
+        try:
+            if (tree := _state_for(row, saved, build)) is not None:
+                trees[row.name] = tree
+        except _CannotFollowError as error:
+            lost.append(f"the state of {row.name} starts fresh: {error}")
+    return trees, lost
+
+
+def _spanning_key(saved: SavedOptimizer) -> str | None:
+    """The parameter with which an optimizer like LBFGS keeps vectors over all its parameters; None for all others."""
+    sizes = [spec.numel for key in saved.keys if (spec := saved.specs.get(key)) is not None]
+    with_state = [key for key in saved.keys if saved.state.get(key)]
+    if len(with_state) != 1 or len(saved.keys) == 1 or len(sizes) not in {0, len(saved.keys)}:
+        return None
+    vectors = {
+        leaf.numel for _, leaf in walk(saved.state[with_state[0]]) if isinstance(leaf, TensorSpec) and leaf.shape
+    }
+    spans = vectors == {sum(sizes)} if sizes else len(vectors) == 1
+    return with_state[0] if spans else None
+
+
+def _reordered(key: str, saved: SavedOptimizer, rows: Sequence[Row], build: BuildTensor) -> Mapping[str, object]:
+    """State over all parameters in the order in which they are now.
+
+    Raises:
+        _CannotFollowError: They are not the same parameters.
+    """
+    of_live = {row.name: _names_of(row) for row in rows if isinstance(row.recipe, Part | None)}
+    order = [name for live in saved.live_keys for name in of_live.get(live, ())]
+    if len(order) != len(saved.live_keys) or sorted(order) != sorted(saved.keys):
+        raise _CannotFollowError("it spans all parameters, and they are not those of the save")
+    tree = saved.state[key]
+    if not isinstance(tree, Mapping) or order == list(saved.keys):
+        return tree if isinstance(tree, Mapping) else {}
+    sizes = [spec.numel for each in saved.keys if (spec := saved.specs.get(each)) is not None]
+    if not sizes:
+        raise _CannotFollowError("it spans all parameters, and the file does not say their sizes")
+    places = [saved.keys.index(name) for name in order]
+
+    def moved(value: object) -> object:
+        if isinstance(value, TensorSpec) and value.shape == (sum(sizes),):
+            parts = torch.split(build(value, None), sizes)
+            return torch.cat([parts[place] for place in places])
+        return [moved(each) for each in value] if isinstance(value, list) else value
+
+    return {name: moved(value) for name, value in tree.items()}
 
 
 def _names_of(row: Row) -> tuple[str, ...]:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from torchkeep.verbs.pruning import prune as prune
     from torchkeep.verbs.saving import save as save
     from torchkeep.verbs.verifying import verify as verify
+    from torchkeep.verbs.whole import load_whole as load_whole
+    from torchkeep.verbs.whole import save_whole as save_whole
 
 __version__ = "0.1.0"
 
@@ -65,12 +67,14 @@ _HOMES = {
     "diff": "verbs.diffing",
     "freeze": "live.freeze",
     "load": "verbs.loading",
+    "load_whole": "verbs.whole",
     "open": "verbs.opening",
     "param_groups": "live.freeze",
     "plan": "verbs.loading",
     "prune": "verbs.pruning",
     "replace_head": "live.heads",
     "save": "verbs.saving",
+    "save_whole": "verbs.whole",
     "trainable": "live.freeze",
     "unfreeze": "live.freeze",
     "verify": "verbs.verifying",

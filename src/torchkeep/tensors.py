@@ -125,6 +125,22 @@ class Described:
         return f"<{self.class_path}, not built>"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Named(Described):
+    """A class or function that a file names; as a value it is the description of itself."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Enclosing(Described):
+    """Stands inside a described object for that very object, so that a tree has an end; walkers do not enter it.
+
+    Attributes:
+        outer: The description that it stands for.
+    """
+
+    outer: Described | None = None
+
+
 class Source(Protocol):
     """One opened checkpoint, whatever its format: the joint between files and everything done with them."""
 

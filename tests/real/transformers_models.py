@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 TEXT = {"vocab_size": 99, "max_position_embeddings": 64, "pad_token_id": 0}
-NARROW = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
+NARROW = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 36}
 GROUPED = {**TEXT, **NARROW, "num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 2}
 SEQ2SEQ = {
     **TEXT, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "encoder_ffn_dim": 37, "decoder_ffn_dim": 37,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 36, "decoder_ffn_dim": 36,
 }  # fmt: skip
 EXPERTS = {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
 IMAGE = {**NARROW, "image_size": 32, "patch_size": 8}
@@ -71,7 +71,9 @@ ARCHITECTURES = {
             lambda: words(**pixels()),
             {"text_config": {**TEXT, **NARROW, "eos_token_id": 16}, "vision_config": IMAGE},
         ),
-        Architecture("ConvNextForImageClassification", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}, pixels),
+        Architecture(
+            "ConvNextForImageClassification", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}, pixels
+        ),
         Architecture("DebertaV2ForMaskedLM", {**TEXT, **NARROW, "pos_att_type": "p2c|c2p", "relative_attention": True}),
         Architecture("DeiTForImageClassification", IMAGE, pixels),
         Architecture("Dinov2ForImageClassification", IMAGE, pixels),
@@ -82,35 +84,96 @@ ARCHITECTURES = {
         Architecture("Gemma2ForCausalLM", GROUPED),
         Architecture("GPT2LMHeadModel", {"vocab_size": 99, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}),
         Architecture("GPTNeoXForCausalLM", {**TEXT, **NARROW}),
-        Architecture("GPTJForCausalLM", {"vocab_size": 99, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}),
+        Architecture(
+            "GPTJForCausalLM",
+            {"vocab_size": 99, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+        ),
         Architecture("HubertModel", SOUND, waves),
         Architecture("LlamaForCausalLM", GROUPED),
         Architecture("LongformerForMaskedLM", {**TEXT, **NARROW, "attention_window": 4}),
-        Architecture("MambaForCausalLM", {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+        Architecture(
+            "MambaForCausalLM", {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+        ),
         Architecture("MarianMTModel", {**SEQ2SEQ, "decoder_start_token_id": 0}, pairs),
         Architecture("MBartForConditionalGeneration", SEQ2SEQ, pairs),
         Architecture("MistralForCausalLM", GROUPED),
         Architecture("MixtralForCausalLM", EXPERTS),
         Architecture("MobileBertForMaskedLM", {**TEXT, **NARROW, "embedding_size": 16, "intra_bottleneck_size": 16}),
-        Architecture("MobileViTForImageClassification", {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 24, 32, 40, 40], "image_size": 32}, pixels),
+        Architecture(
+            "MobileViTForImageClassification",
+            {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 24, 32, 40, 40], "image_size": 32},
+            pixels,
+        ),
         Architecture("MPNetForMaskedLM", {**TEXT, **NARROW}),
-        Architecture("OPTForCausalLM", {**TEXT, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 37, "word_embed_proj_dim": 32}),
+        Architecture(
+            "OPTForCausalLM",
+            {
+                **TEXT,
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "ffn_dim": 36,
+                "word_embed_proj_dim": 32,
+            },
+        ),
         Architecture("PegasusForConditionalGeneration", SEQ2SEQ, pairs),
         Architecture("PhiForCausalLM", {**TEXT, **NARROW}),
         Architecture("Qwen2ForCausalLM", GROUPED),
         Architecture("Qwen3ForCausalLM", GROUPED),
-        Architecture("ResNetForImageClassification", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}, pixels),
+        Architecture(
+            "ResNetForImageClassification", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}, pixels
+        ),
         Architecture("RobertaForMaskedLM", {**TEXT, **NARROW}),
         Architecture("RoFormerForMaskedLM", {**TEXT, **NARROW}),
-        Architecture("SegformerForSemanticSegmentation", {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16}, pixels),
+        Architecture(
+            "SegformerForSemanticSegmentation",
+            {
+                "hidden_sizes": [8, 8, 16, 16],
+                "depths": [1, 1, 1, 1],
+                "num_attention_heads": [1, 1, 2, 2],
+                "decoder_hidden_size": 16,
+            },
+            pixels,
+        ),
         Architecture("SqueezeBertForMaskedLM", {**TEXT, **NARROW, "embedding_size": 32}),
-        Architecture("SwinForImageClassification", {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}, pixels),
-        Architecture("T5ForConditionalGeneration", {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}, pairs),
+        Architecture(
+            "SwinForImageClassification",
+            {
+                "image_size": 32,
+                "patch_size": 4,
+                "embed_dim": 8,
+                "depths": [1, 1],
+                "num_heads": [2, 2],
+                "window_size": 4,
+            },
+            pixels,
+        ),
+        Architecture(
+            "T5ForConditionalGeneration",
+            {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4},
+            pairs,
+        ),
         Architecture("ViTForImageClassification", IMAGE, pixels),
-        Architecture("ViTMAEForPreTraining", {**IMAGE, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 16}, pixels),
+        Architecture(
+            "ViTMAEForPreTraining",
+            {
+                **IMAGE,
+                "decoder_hidden_size": 16,
+                "decoder_num_hidden_layers": 1,
+                "decoder_num_attention_heads": 2,
+                "decoder_intermediate_size": 16,
+            },
+            pixels,
+        ),
         Architecture("Wav2Vec2ForCTC", SOUND, waves),
-        Architecture("WhisperForConditionalGeneration", {**SEQ2SEQ, "num_mel_bins": 8, "max_source_positions": 16, "decoder_start_token_id": 1},
-            lambda: {"input_features": torch.linspace(-1, 1, 2 * 8 * 32).reshape(2, 8, 32), "decoder_input_ids": torch.arange(5, 13).reshape(2, 4)}),
+        Architecture(
+            "WhisperForConditionalGeneration",
+            {**SEQ2SEQ, "num_mel_bins": 8, "max_source_positions": 16, "decoder_start_token_id": 1},
+            lambda: {
+                "input_features": torch.linspace(-1, 1, 2 * 8 * 32).reshape(2, 8, 32),
+                "decoder_input_ids": torch.arange(5, 13).reshape(2, 4),
+            },
+        ),
         Architecture("XLMRobertaForMaskedLM", {**TEXT, **NARROW}),
         Architecture("XLNetLMHeadModel", {"vocab_size": 99, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 37}),
     ]

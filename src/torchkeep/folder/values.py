@@ -19,7 +19,7 @@ EncodeLeaf: TypeAlias = Callable[[KeyPath, object], Node | None]
 DecodeLeaf: TypeAlias = Callable[[str, object, Members], object]
 
 _SHOWN_KEYS = 20
-_HOOK_TAGS = frozenset(("$tensor", "$numpy.tensor"))
+_HOOK_TAGS = frozenset(("$tensor", "$numpy.tensor", "$object", "$name", "$method", "$partial"))
 _NEWER = "was it written by a newer torchkeep? upgrade this one"
 _EXTRA_MEMBERS = {"$datetime": {"fold", "zone"}, "$time": {"fold", "zone"}, "$OrderedDict": {"metadata"}}
 _REMEDY = "leave them out, or save what they are made of: numbers, text, lists, dicts, tensors"
@@ -61,8 +61,9 @@ def decode(node: Node, decode_leaf: DecodeLeaf) -> object:
 
     Args:
         node: JSON values: dicts, lists, strings, numbers, booleans, None.
-        decode_leaf: Asked with the tag, its payload and the whole node for ``$tensor``, ``$numpy.tensor`` and
-            ``$torch.*``. Returns the value, or NotImplemented for a tag that it does not know.
+        decode_leaf: Asked with the tag, its payload and the whole node for ``$tensor``, ``$numpy.tensor``,
+            ``$torch.*`` and what only whole models have. Returns the value, or NotImplemented for a tag that it does
+            not know.
 
     Raises:
         CorruptError: A node is not what docs/format.md says; the message names its path.

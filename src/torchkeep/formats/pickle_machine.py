@@ -1,6 +1,6 @@
 """An interpreter of pickle streams that builds plain values and descriptions: it imports nothing and calls nothing.
 
-Whatever a stream names becomes a `Global`, a name and nothing more. What may become of a call on it is decided by a
+Whatever a stream names becomes a `Named`, a name and nothing more. What may become of a call on it is decided by a
 `Vocabulary`, with constructors of our own; every other object is `Described`. Protocols 0 to 5.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -18,21 +17,16 @@ from torchkeep.formats.faults import ExcessError, MalformedError
 from torchkeep.formats.pickle_stack import PickleStack
 from torchkeep.formats.regular_file import READ_AGAIN, ByteStream
 from torchkeep.formats.untangling import complete, untangle
-from torchkeep.tensors import Described, TensorSpec
+from torchkeep.tensors import Described, Named, TensorSpec
 
 _LAST_PROTOCOL = 5
 _MAX_KEY_VALUES = 1_000
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Global(Described):
-    """A class or function that a stream names; as a value it is the description of itself."""
-
-
 class Vocabulary(Protocol):
     """What the names in a stream mean."""
 
-    def name(self, module: str, name: str) -> Global:
+    def name(self, module: str, name: str) -> Named:
         """The global of that name; raises `UnsafeError` for one that is only good for running or reaching something."""
 
     def construct(self, callee: Described, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:

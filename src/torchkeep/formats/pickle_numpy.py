@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from torchkeep.formats.pickle_machine import Global
-from torchkeep.tensors import Described
+from torchkeep.tensors import Described, Named
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +50,7 @@ def _scalar(dtype: object, raw: object) -> object:
 
 
 def _reconstruct(kind: object, _shape: object, _code: object) -> object:
-    if not isinstance(kind, Global) or kind.class_path != "numpy.ndarray":
+    if not isinstance(kind, Named) or kind.class_path != "numpy.ndarray":
         raise TypeError("not a plain array")
     return Described("numpy.ndarray")
 

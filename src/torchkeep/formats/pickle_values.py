@@ -16,9 +16,10 @@ from types import SimpleNamespace
 
 from torchkeep.errors import UnsafeError
 from torchkeep.formats import pickle_configs, pickle_numpy
+from torchkeep.formats.dangerous_names import is_dangerous
 from torchkeep.formats.faults import MalformedError
-from torchkeep.formats.pickle_machine import Global, check_key, set_described_state
-from torchkeep.tensors import Described
+from torchkeep.formats.pickle_machine import check_key, set_described_state
+from torchkeep.tensors import Described, Named
 
 Constructor = Callable[..., object]
 Finisher = Callable[[Described, object], object]
@@ -31,34 +32,6 @@ _OLD_MODULES = {
     "pathlib._local": "pathlib",
 }
 _OLD_BUILTINS = {"xrange": "range", "long": "int", "unicode": "str"}
-_RUNNERS = frozenset(
-    """
-    os posix nt posixpath ntpath subprocess sys runpy importlib imp pkgutil zipimport pickle _pickle cPickle marshal
-    socket _socket shutil pty ctypes _ctypes webbrowser popen2
-    """.split()  # noqa: SIM905  (as a list each would take a line)
-)
-_DANGEROUS = frozenset(
-    """
-    builtins.eval builtins.exec builtins.execfile builtins.compile builtins.__import__ builtins.open builtins.file
-    builtins.input builtins.breakpoint builtins.globals builtins.locals builtins.vars builtins.delattr builtins.setattr
-    builtins.apply builtins.help builtins.exit builtins.quit io.open io.open_code io.FileIO _io.open _io.open_code
-    _io.FileIO codecs.open bz2.open gzip.open lzma.open operator.attrgetter operator.methodcaller _operator.attrgetter
-    _operator.methodcaller code.interact code.InteractiveInterpreter code.InteractiveConsole codeop.compile_command
-    commands.getoutput commands.getstatusoutput timeit.timeit timeit.repeat timeit.main cProfile.run cProfile.runctx
-    profile.run profile.runctx pdb.run pdb.runeval pdb.runcall bdb.Bdb doctest.debug_script trace.Trace pip.main
-    asyncio.create_subprocess_shell asyncio.create_subprocess_exec multiprocessing.Process urllib.request.urlopen
-    urllib.request.urlretrieve requests.get requests.post http.client.HTTPConnection smtplib.SMTP ftplib.FTP
-    torch.load torch.serialization.load torch.jit.load torch.jit._serialization.load torch.package.PackageImporter
-    torch.classes.load_library torch.ops.load_library numpy.load numpy.lib.npyio.load numpy.fromfile joblib.load
-    dill.loads dill.load cloudpickle.loads cloudpickle.load pandas.read_pickle pandas.io.pickle.read_pickle
-    """.split()  # noqa: SIM905  (as a list each would take a line)
-)
-_DANGEROUS_PACKAGES = (
-    "torch.hub.",
-    "torch.utils.cpp_extension.",
-    "torch._inductor.codecache.",
-    "torch.distributed.run.",
-)
 # The constructors take the bytes that pickle writes, which the type stubs do not say.
 _AnyDatetime: Callable[..., dt.datetime] = dt.datetime
 _AnyDate: Callable[..., dt.date] = dt.date
@@ -75,7 +48,7 @@ class DeclinedError(Exception):
 class PlainVocabulary:
     """Plain values, numpy arrays and scalars; everything else is described."""
 
-    def name(self, module: str, name: str) -> Global:
+    def name(self, module: str, name: str) -> Named:
         """The global of that name.
 
         Raises:
@@ -86,21 +59,21 @@ class PlainVocabulary:
             name = _OLD_BUILTINS.get(name, name)
         module = _OLD_MODULES.get(module, module)
         path = f"{module}.{name}"
-        if _is_dangerous(module, name):
+        if is_dangerous(module, name):
             raise UnsafeError(
                 f"the file wants to use {path}, and nothing of it was run",
                 faults=[f"it names {path}"],
                 remedy="ask for a file of tensors only, and load this one with nothing that runs pickles",
             )
-        return Global(path)
+        return Named(path)
 
     def construct(self, callee: Described, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
         """A plain value where a constructor of ours knows the call, else its description."""
-        if not isinstance(callee, Global):
+        if not isinstance(callee, Named):
             return Described(f"{callee.class_path}.__call__", (callee, *args), kwargs)
         if callee.class_path == "builtins.getattr" and len(args) == 2:
             owner, name = args
-            if isinstance(owner, Global) and isinstance(name, str):
+            if isinstance(owner, Named) and isinstance(name, str):
                 return self.name(owner.class_path, name)
         if callee.class_path in {"copyreg._reconstructor", "copyreg.__newobj__"} and args:
             return self._reconstruct(args)
@@ -129,9 +102,9 @@ class PlainVocabulary:
 
     def _reconstruct(self, args: tuple[object, ...]) -> object:
         owner = args[0]
-        if not isinstance(owner, Global):
+        if not isinstance(owner, Named):
             raise MalformedError("an object has no class")
-        base = args[1].class_path if len(args) == 3 and isinstance(args[1], Global) else None
+        base = args[1].class_path if len(args) == 3 and isinstance(args[1], Named) else None
         if base == "builtins.object":
             return self.construct(owner, (), {})
         return Described(owner.class_path, args[2:] if base else args[1:])
@@ -148,13 +121,6 @@ def _finished(target: Described, state: object) -> object:
 
 def _decline(_target: Described, _state: object) -> object:
     raise DeclinedError
-
-
-def _is_dangerous(module: str, name: str) -> bool:
-    path = f"{module}.{name}"
-    # A dotted name reaches through attributes: "torch" and "serialization.os.system".
-    reached = [module.partition(".")[0], *name.split(".")[:-1]]
-    return path in _DANGEROUS or path.startswith(_DANGEROUS_PACKAGES) or not _RUNNERS.isdisjoint(reached)
 
 
 def _set_attributes(target: object, state: object) -> None:
@@ -204,7 +170,7 @@ def _ordered_dict(pairs: object = ()) -> OrderedDict[object, object]:
 def _default_dict(factory: object = None) -> defaultdict[object, object]:
     if factory is None:
         return defaultdict(None)
-    if not isinstance(factory, Global) or factory.class_path not in _FACTORIES:
+    if not isinstance(factory, Named) or factory.class_path not in _FACTORIES:
         raise DeclinedError
     return defaultdict(_FACTORIES[factory.class_path])
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torchkeep.formats.faults import MalformedError
-from torchkeep.formats.pickle_machine import Global
 from torchkeep.formats.pickle_values import PlainVocabulary
 from torchkeep.formats.storage_views import StorageView, memory_format_of
-from torchkeep.tensors import DTYPE_NAMES, Described, TensorSpec, bits_of
+from torchkeep.tensors import DTYPE_NAMES, Described, Named, TensorSpec, bits_of
 
 _STORAGE_DTYPES = {
     "DoubleStorage": "float64",
@@ -76,16 +75,16 @@ class TorchVocabulary(PlainVocabulary):
         self._storages = storages
         self._file = file
 
-    def name(self, module: str, name: str) -> Global:
+    def name(self, module: str, name: str) -> Named:
         """The global of that name; ``torch.float32`` is ``Described("torch.dtype", ("float32",))``."""
         dtype = _DTYPE_ALIASES.get(name, name)
         if module == "torch" and (dtype in DTYPE_NAMES or dtype in _OTHER_DTYPES):
-            return Global("torch.dtype", (dtype,))
+            return Named("torch.dtype", (dtype,))
         return super().name(module, name)
 
     def construct(self, callee: Described, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
         """A tensor, a plain value, or a description."""
-        make = _MAKERS.get(callee.class_path) if isinstance(callee, Global) and not kwargs else None
+        make = _MAKERS.get(callee.class_path) if isinstance(callee, Named) and not kwargs else None
         if make is not None:
             try:
                 return make(self, *args)
@@ -96,15 +95,15 @@ class TorchVocabulary(PlainVocabulary):
     def resolve(self, persistent_id: object) -> object:
         """The storage, or the class of a module, that torch's persistent id is of."""
         match persistent_id:
-            case ("module", Global() as owner, *_):
+            case ("module", Named() as owner, *_):
                 return owner
-            case ("storage", Global() as kind, key, str(device), int(numel)):
+            case ("storage", Named() as kind, key, str(device), int(numel)):
                 return self._storage(kind, key, device, numel, None)
-            case ("storage", Global() as kind, key, str(device), int(numel), view):
+            case ("storage", Named() as kind, key, str(device), int(numel), view):
                 return self._storage(kind, key, device, numel, view)
         raise MalformedError(f"a persistent id that torch does not write: {_brief(persistent_id)}")
 
-    def _storage(self, kind: Global, key: object, device: str, numel: int, view: object) -> StorageRef:
+    def _storage(self, kind: Named, key: object, device: str, numel: int, view: object) -> StorageRef:
         name = kind.class_path.rpartition(".")[2]
         dtype = _STORAGE_DTYPES.get(name)
         if dtype is None or not kind.class_path.startswith("torch."):
@@ -199,7 +198,7 @@ class TorchVocabulary(PlainVocabulary):
 
     def typed(self, function: object, owner: object, args: object, state: object) -> object:
         """``torch._tensor._rebuild_from_type_v2``: a tensor of a subclass, or with attributes."""
-        if not isinstance(function, Global) or not isinstance(owner, Global) or type(args) is not tuple:
+        if not isinstance(function, Named) or not isinstance(owner, Named) or type(args) is not tuple:
             raise MalformedError("a tensor of a subclass has no class")
         tensor = self.construct(function, args, {})
         if owner.class_path == "torch.nn.parameter.Parameter" and isinstance(tensor, TensorSpec):
@@ -240,9 +239,9 @@ class TorchVocabulary(PlainVocabulary):
         dtype = _QUANTIZED.get(storage.class_path.rpartition(".")[2])
         values = self._tensor(storage, offset, size, stride, requires_grad=False, metadata=None)
         match quantizer:
-            case (Global("torch.per_tensor_affine"), int() | float() as scale, int(zero_point)):
+            case (Named("torch.per_tensor_affine"), int() | float() as scale, int(zero_point)):
                 parts = {"scheme": "per_tensor_affine", "scale": float(scale), "zero_point": zero_point}
-            case (Global(class_path=scheme), TensorSpec() as scales, TensorSpec() as zero_points, int(axis)) if (
+            case (Named(class_path=scheme), TensorSpec() as scales, TensorSpec() as zero_points, int(axis)) if (
                 scheme.startswith("torch.per_channel_affine")
             ):
                 parts = {"scheme": scheme[6:], "scales": scales, "zero_points": zero_points, "axis": axis}

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from torchkeep.errors import LimitError
-from torchkeep.tensors import MAX_DEPTH, MAX_REPEATED_VALUES, Described
+from torchkeep.tensors import MAX_DEPTH, MAX_REPEATED_VALUES, Described, Enclosing
 
 _ENOUGH = 1 << 62
 
@@ -34,7 +34,7 @@ def complete(target: Described, field: str, value: object) -> None:
 def untangle(tree: object, where: Path) -> None:
     """Cut and check a tree in place, in time linear in what it holds, however often it names the same value.
 
-    Where a described object is found inside itself (a child that knows its parent), its bare description stands.
+    Where a described object is found inside itself (a child that knows its parent), an `Enclosing` stands for it.
 
     Raises:
         LimitError: A plain value contains itself, the tree is nested deeper than 1,000, or it unfolds to a million
@@ -80,11 +80,14 @@ def _add(frame: _Frame, height: int, unfolded: int) -> None:
 
 
 def _cut(node: object, key: object, child: object, where: Path) -> None:
-    bare = Described(child.class_path) if isinstance(child, Described) else None
+    bare = Enclosing(child.class_path, outer=child) if isinstance(child, Described) else None
     if bare is not None and isinstance(node, (dict, list, deque)):
         node[key] = bare  # type: ignore[index]
     elif bare is not None and isinstance(node, Described) and key == "state":
         complete(node, "state", bare)
+    elif bare is not None and isinstance(node, Described):
+        for part in ("args", "items"):
+            complete(node, part, tuple(bare if each is child else each for each in getattr(node, part)))
     elif bare is not None and _has_attributes(node):
         vars(node)[str(key)] = bare
     else:

@@ -17,7 +17,7 @@ from torchkeep.folder.read import FolderSource
 from torchkeep.live.memory import empty_for, memory_of, takes_bytes_of
 from torchkeep.tensors import Described, Source, TensorSpec
 
-_MEMORY_FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}
 _LAYOUTS = {
     name: getattr(torch, name) for name in ("sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc")
 }
@@ -119,14 +119,14 @@ class Builder:
 
     def _finish(self, tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
         tensor = tensor.to(self.device)
-        if spec.memory_format in _MEMORY_FORMATS:
-            tensor = tensor.contiguous(memory_format=_MEMORY_FORMATS[spec.memory_format])
+        if spec.memory_format in MEMORY_FORMATS:
+            tensor = tensor.contiguous(memory_format=MEMORY_FORMATS[spec.memory_format])
         if spec.parameter:
             return nn.Parameter(tensor, requires_grad=spec.requires_grad)
         return tensor.requires_grad_() if spec.requires_grad else tensor
 
     def _described(self, node: Described) -> object:
-        make = _MAKERS.get(node.class_path)
+        make = MAKERS.get(node.class_path)
         if make is None:
             return node
         try:
@@ -263,7 +263,7 @@ def _make_quantized(builder: Builder, node: Described) -> object:
     return torch._make_per_channel_quantized_tensor(values, state["scales"], state["zero_points"], axis)  # noqa: SLF001 - as above
 
 
-_MAKERS: dict[str, Callable[[Builder, Described], object]] = {
+MAKERS: dict[str, Callable[[Builder, Described], object]] = {
     "torch.dtype": _make_dtype,
     "torch.device": _make_device,
     "torch.Size": _make_size,

@@ -68,15 +68,9 @@ def capture_entries(entries: Mapping[str, object], whole: str | None = None) -> 
     Raises:
         FormatError: As for `capture`.
     """
-    capturing = _Capture(entries)
+    capturing = Capture(entries)
     nodes = {name: capturing.entry(name, value) for name, value in entries.items()}
-    if capturing.faults:
-        count = len(capturing.faults)
-        raise FormatError(
-            f"cannot save: {count} {'value has' if count == 1 else 'values have'} no encoding",
-            faults=capturing.faults,
-            remedy="take them out, or keep what they are made of (numbers, strings, tensors, state dicts)",
-        )
+    capturing.refuse_faults()
     return Captured(nodes, capturing.groups, whole)
 
 
@@ -94,7 +88,7 @@ def _entries_of(saved: object) -> tuple[dict[str, object], str | None]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where in the draft a value is: its group, its path there, the kind of its entry, and what of that is frozen."""
 
     group: str
@@ -102,7 +96,7 @@ class _Place:
     kind: str
     frozen: frozenset[str] = frozenset()
 
-    def under(self, path: KeyPath) -> _Place:
+    def under(self, path: KeyPath) -> Place:
         """A place below this one."""
         return replace(self, path=self.path + path)
 
@@ -116,7 +110,9 @@ class _Place:
 
 
 @dataclass(slots=True)
-class _Capture:
+class Capture:
+    """Turns values into nodes, and keeps the tensors found on the way by group and name."""
+
     given: Mapping[str, object]
     groups: dict[str, dict[str, DraftTensor]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -126,7 +122,7 @@ class _Capture:
     def entry(self, name: str, value: object) -> Entry:
         """One entry as a node, its tensors added to its group."""
         is_loose = isinstance(value, torch.Tensor)
-        place = _Place(LOOSE_GROUP, (name,), "value") if is_loose else _Place(name, (), "value")
+        place = Place(LOOSE_GROUP, (name,), "value") if is_loose else Place(name, (), "value")
         facts, state = dict[str, object](), value
         if isinstance(value, nn.Module):
             frozen = frozenset(n for n, parameter in named_parameters(value) if not parameter.requires_grad)
@@ -146,32 +142,46 @@ class _Capture:
             tree = None
         return Entry(place.kind, tree, facts)
 
+    def refuse_faults(self) -> None:
+        """Raise a `FormatError` that lists the values without an encoding, if there are any."""
+        if self.faults:
+            count = len(self.faults)
+            raise FormatError(
+                f"cannot save: {count} {'value has' if count == 1 else 'values have'} no encoding",
+                faults=self.faults,
+                remedy="take them out, or keep what they are made of (numbers, strings, tensors, state dicts)",
+            )
+
     @property
     def owners(self) -> dict[str, nn.Module | torch.Tensor]:
         """The modules and tensors given beside, which name the parameters of optimizers."""
         return {key: each for key, each in self.given.items() if isinstance(each, (nn.Module, torch.Tensor))}
 
-    def leaf(self, above: _Place, path: KeyPath, value: object) -> Node | None:
+    def leaf(self, above: Place, path: KeyPath, value: object) -> Node | None:
         """The hook of `encode`: a node for what belongs to torch or keeps a state, None for what does not."""
         place = above.under(path)
         if isinstance(value, torch.Tensor):
             return self.tensor(place, value)
-        if isinstance(value, torch.Size):
-            return {"$torch.Size": list(value)}
-        if isinstance(value, torch.dtype):
-            return {"$torch.dtype": dtype_name(value)}
-        if isinstance(value, torch.device):
-            return {"$torch.device": str(value)}
         if isinstance(value, nn.Module):
             return encode(named_state(value), partial(self.leaf, place))
         if isinstance(value, torch.optim.Optimizer):
             return encode(named_optimizer_state(value, self.owners)[0], partial(self.leaf, place))
         if isinstance(value, Stateful) and not isinstance(value, type):
             return encode(value.state_dict(), partial(self.leaf, place))
+        return self.plain_leaf(value, place)
+
+    def plain_leaf(self, value: object, place: Place) -> Node | None:
+        """A node for torch's plain values and for large arrays; None for everything else."""
+        if isinstance(value, torch.Size):
+            return {"$torch.Size": list(value)}
+        if isinstance(value, torch.dtype):
+            return {"$torch.dtype": dtype_name(value)}
+        if isinstance(value, torch.device):
+            return {"$torch.device": str(value)}
         array = _large_array(value)
         return None if array is None else {"$numpy.tensor": self.tensor(place, array)}
 
-    def tensor(self, place: _Place, tensor: torch.Tensor) -> Node:
+    def tensor(self, place: Place, tensor: torch.Tensor) -> Node:
         """A tensor of any layout as a node, its parts added to the group."""
         fault = _fault_of(tensor)
         if fault is not None:
@@ -186,7 +196,7 @@ class _Capture:
             return {"$torch.sparse": _sparse_node(tensor, part)}
         return self.strided(place, tensor)
 
-    def strided(self, place: _Place, tensor: torch.Tensor) -> Node:
+    def strided(self, place: Place, tensor: torch.Tensor) -> Node:
         """A plain tensor as a reference, its bytes added to the group unless the same memory is there already."""
         # Only memory that is wholly the same is a tie; a view of a part is stored as a tensor of its own.
         layout = (tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())

@@ -70,8 +70,12 @@ def save(
         >>> tk.load(saved.path)["epoch"]
         12
     """
-    target = _target(path)
-    draft = draft_of(saved, step=step, metrics=metrics)
+    target = target_of(path)
+    return write_draft(target, draft_of(saved, step=step, metrics=metrics), io_threads)
+
+
+def write_draft(target: Path, draft: Draft, io_threads: int | None) -> Saved:
+    """Save a draft where `target_of` said, durably; see `save` for what is raised."""
     threads = io_threads or writing_threads()
     with not_saved(target):
         if target.suffix == ".safetensors":
@@ -86,7 +90,8 @@ def save(
         return save_folder(target, draft, target, parent, threads)
 
 
-def _target(path: str | os.PathLike[str]) -> Path:
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of a save; a TypeError or FormatError for one that cannot be meant."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"save(what, path): the path is {type(path).__name__}; are the two arguments swapped?")
     target = Path(os.path.realpath(Path(path).expanduser()))
@@ -116,7 +121,7 @@ def draft_of(saved: object, *, step: int | None = None, metrics: Mapping[str, fl
     """Everything about a save but where it goes; tensors are referenced, not read."""
     from torchkeep.live.capture import capture
 
-    return _draft(capture(saved), step, metrics, None)
+    return draft_of_captured(capture(saved), step, metrics)
 
 
 def draft_of_entries(
@@ -130,13 +135,17 @@ def draft_of_entries(
     """Like `draft_of`, of named entries, whatever they are, with the random states and more provenance."""
     from torchkeep.live.capture import capture_entries
 
-    draft = _draft(capture_entries(entries), step, metrics, rng)
+    draft = draft_of_captured(capture_entries(entries), step, metrics, rng)
     return replace(draft, provenance={**draft.provenance, **provenance})
 
 
-def _draft(
-    captured: Captured, step: int | None, metrics: Mapping[str, float] | None, rng: Mapping[str, object] | None
+def draft_of_captured(
+    captured: Captured,
+    step: int | None,
+    metrics: Mapping[str, float] | None,
+    rng: Mapping[str, object] | None = None,
 ) -> Draft:
+    """What was captured, with everything else that a record says."""
     return Draft(
         entries=captured.entries,
         groups=captured.groups,

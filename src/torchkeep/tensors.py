@@ -283,6 +283,18 @@ def unused_name(name: str, taken: Mapping[str, object]) -> str:
     return f"{name}~{count}"
 
 
+def printable(text: str) -> str:
+    r"""Text from a file as one line that does nothing to a terminal.
+
+    Example:
+        >>> printable("a\x1b[2J")
+        'a\\x1b[2J'
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+
+
 def format_bytes(count_bytes: int) -> str:
     """Bytes for people, in powers of 1000.
 

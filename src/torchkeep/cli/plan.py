@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from torchkeep.cli.console import UsageError, Verbs, add_verb, has_colour, say, say_json, tell, write
 from torchkeep.errors import NotFoundError, PlanError
-from torchkeep.verbs.outline import printable
+from torchkeep.tensors import printable
 
 if TYPE_CHECKING:
     from torchkeep.planning.loadplan import LoadPlan

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torchkeep.cli.console import has_colour, write
-from torchkeep.verbs.outline import printable
+from torchkeep.tensors import printable
 
 _GAP = 2
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"

@@ -5,7 +5,7 @@ docs/format.md, "Whole models". Nothing here imports or looks up what a file nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -105,6 +105,17 @@ def decode_structure(node: Node, decode_leaf: DecodeLeaf) -> Structure:
         tuple((at, kind, name) for at, kind, name in hooks),
         None if fingerprint is None else _fingerprint(fingerprint, reading.leaf),
     )
+
+
+def texts_in(structures: Iterable[Node]) -> dict[str, str]:
+    """The texts of classes in structures, by the dotted name of the class."""
+    sources = [(each.get("sources") or {}) if isinstance(each, dict) else {} for each in structures]
+    found = {
+        name.replace(":", "."): _source(node, name).text
+        for each in sources
+        for name, node in _mapping(each, "sources").items()
+    }
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def _begin(node: Node, index: int) -> Described:

@@ -90,7 +90,7 @@ class Builder:
         if self._gathered is None:
             return self.fill(spec, target)
         if target is None:
-            if self.device.type != "cpu" or spec.memory_format in _MEMORY_FORMATS:
+            if self.device.type != "cpu" or spec.memory_format in MEMORY_FORMATS:
                 return self._finish(self.read(spec), spec)
             target = empty_for(spec)
             self._gathered.note(spec, target)

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torchkeep.errors import FormatError
 from torchkeep.folder.draft import DraftTensor
@@ -218,6 +219,8 @@ class Capture:
 
 
 def _fault_of(tensor: torch.Tensor) -> str | None:
+    if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+        return "not initialised yet; run the model once, then save it"
     if type(tensor) not in _PLAIN_CLASSES:
         return f"a tensor of class {class_path(tensor)}"
     if tensor.is_meta:

@@ -12,7 +12,7 @@ from torchkeep.live.class_sources import SourceReader, bases_of
 from torchkeep.live.module_tables import TABLES
 from torchkeep.live.trust import path_of
 from torchkeep.live.wanted import attributes_in
-from torchkeep.tensors import Described
+from torchkeep.tensors import Described, printable
 
 _SHOWN_LINES = 40
 _ABSENT = object()
@@ -88,6 +88,8 @@ def _text_notes(cls: type, then: ClassSource, reader: SourceReader) -> list[str]
     note = f"{path_of(cls)} is not the class that was saved ({now.file}{versions})"
     if then.text is None or now.text is None:
         return [note]
-    lines = list(difflib.unified_diff(then.text.splitlines(), now.text.splitlines(), "saved", "now", lineterm="", n=1))
+    before, after = then.text.splitlines(), now.text.splitlines()
+    differences = difflib.unified_diff(before, after, "saved", "now", lineterm="", n=1)
+    lines = [printable(line) for line in differences]
     more = [f"... {len(lines) - _SHOWN_LINES} more lines"] if len(lines) > _SHOWN_LINES else []
     return ["\n    ".join([note, *lines[:_SHOWN_LINES], *more])]

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils import parametrize
 
 from torchkeep.errors import FormatError
@@ -200,8 +199,6 @@ class _Describing:
 
     def tensor(self, at: str, tensor: torch.Tensor) -> Node:
         """A reference to a tensor, with what a state dict does not keep: which object it is, strides, attributes."""
-        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
-            raise FormatError("not initialised yet; run the model once, then save it")
         node: dict[str, Any] = self.capture.tensor(Place(self.group, (at,), "whole"), tensor)  # type: ignore[assignment]
         if "$tensor" not in node:
             return node

@@ -29,7 +29,9 @@ def _inner_attribute(module: nn.Module) -> str | None:
     """The attribute in which a wrapper keeps the module that it wraps; None for every other module."""
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return "module"
-    children = module.__dict__.get("_modules", {})
+    children = module.__dict__.get("_modules")
+    if not isinstance(children, dict):  # of TorchScript
+        return None
     return next((name for name in _WRAPPED if isinstance(children.get(name), nn.Module)), None)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, not in C.
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: most classes made in C do not have it.
+_IS_ABSTRACT = 1 << 20  # Py_TPFLAGS_IS_ABSTRACT
 # What an object may be on top of, most special first; those after the bar are made with their value.
 _FILLED_LATER: tuple[type, ...] = (OrderedDict, dict, list, set)
 _MADE_WITH_VALUE: tuple[type, ...] = (tuple, frozenset, str, int, float, bytes)
@@ -47,8 +48,13 @@ def fault_of_class(cls: type) -> str | None:
         return f"an object of {_path(cls)}, which is made in C"
     if any("__del__" in vars(each) for each in cls.__mro__):
         return f"an object of {_path(cls)}, whose __del__ would run on what a file says"
-    if cls.__flags__ & (1 << 20):  # Py_TPFLAGS_IS_ABSTRACT
+    if cls.__flags__ & _IS_ABSTRACT:
         return f"an object of {_path(cls)}, which is abstract"
+    try:
+        if not is_value(cls):
+            make_empty(cls)
+    except TypeError:  # Python itself knows best which classes are more than a dict of attributes.
+        return f"an object of {_path(cls)}, which is made in C"
     return None
 
 

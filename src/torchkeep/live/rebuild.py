@@ -5,6 +5,7 @@ docs/design, "Whole models", has the steps; each refuses everything it can befor
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 import types
@@ -105,7 +106,7 @@ class Rebuilding:
             self.classes[id(node)] = found
             if issubclass(found, enum.Enum):
                 continue
-            fault = plain_objects.fault_of_class(found)
+            fault = plain_objects.fault_of_class(found) or _fault_of_state(node, found)
             if fault is not None:
                 unsafe.append(f"{place}: {fault}")
             elif node.args and not plain_objects.is_value(found):
@@ -344,6 +345,16 @@ class Rebuilding:
         attributes = state.get("attributes") or {}
         vars(tensor).update({str(name): self._value(each, 0) for name, each in attributes.items()})
         return tensor
+
+
+def _fault_of_state(node: Described, cls: type) -> str | None:
+    """Give a dataclass with slots its fields by name, which pickle keeps in order; anything else is a fault."""
+    if isinstance(node.state, list):
+        names = [each.name for each in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+        if len(names) != len(node.state):
+            return f"an object of {node.class_path} whose state is no mapping of attributes"
+        object.__setattr__(node, "state", dict(zip(names, node.state, strict=True)))
+    return None
 
 
 def _is_tensor(node: object) -> bool:

@@ -17,6 +17,7 @@ from torchkeep.errors import PlanError, UnsafeError
 from torchkeep.formats.dangerous_names import is_dangerous
 from torchkeep.live.functions import known_values
 from torchkeep.live.modules import StandStill
+from torchkeep.tensors import printable
 
 _FREE_PACKAGES = ("torch.nn",)
 _FREE_CLASSES: tuple[type, ...] = (StandStill,)
@@ -85,7 +86,7 @@ class Trust:
         is_main = parts[0] == "__main__"
         if len(parts) < 2 or not all(p.isidentifier() and not p.startswith("__") for p in parts[is_main:]):  # noqa: PLR2004 - a module and a name
             return "malformed"
-        if is_dangerous(*_split(path)) or is_dangerous(*_split(name)):
+        if parts[0] == "builtins" or is_dangerous(*_split(path)) or is_dangerous(*_split(name)):
             return "dangerous"
         return None if self._is_inside(path, (*_FREE_PACKAGES, *self._packages)) else "not trusted"
 
@@ -209,7 +210,7 @@ def resolve_all(wanted: Mapping[str, str], trust: Trust, where: object) -> dict[
     """
     refusals = {name: why for name in wanted if (why := trust.refusal(name)) is not None}
     if refusals:
-        raise _refused(refusals, wanted, where)
+        raise _refused(refusals, wanted, trust, where)
     found: dict[str, object] = {}
     absent: list[str] = []
     elsewhere: list[str] = []
@@ -229,8 +230,8 @@ def resolve_all(wanted: Mapping[str, str], trust: Trust, where: object) -> dict[
     return found
 
 
-def _refused(refusals: Mapping[str, str], wanted: Mapping[str, str], where: object) -> UnsafeError:
-    shown = {name: name.replace(":", ".") for name in refusals}
+def _refused(refusals: Mapping[str, str], wanted: Mapping[str, str], trust: Trust, where: object) -> UnsafeError:
+    shown = {name: printable(trust.current(name)) for name in refusals}
     width = max(map(len, shown.values()))
     faults = [f"{shown[name]:<{width}}   of {wanted[name]}" for name in refusals]
     dangerous = [name for name, why in refusals.items() if why != "not trusted"]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from torchkeep.errors import LimitError, UnsafeError
 from torchkeep.folder.structure import MAX_OBJECTS
 from torchkeep.live.module_tables import HOOK_TABLES, KEPT_HOOKS, RECOMPUTED, is_reserved
-from torchkeep.tensors import Described, Enclosing, Named, TensorSpec
+from torchkeep.tensors import Described, Enclosing, Named, TensorSpec, printable
 
 # Descriptions that our own code makes a value of, whatever class path they have; the names in them are not looked up.
 VALUES = frozenset(
@@ -84,6 +84,8 @@ def _faults_of(node: Described, at: str) -> list[str]:
     at = at or "the model itself"
     if node.kwargs:
         return [f"{at}: a call of {node.class_path} with {', '.join(map(str, node.kwargs))}"]
+    if isinstance(node.state, list):  # of a dataclass with slots; whether it is one is known later
+        return []
     if node.state is not None and not isinstance(node.state, Mapping):
         return [f"{at}: a {node.class_path} whose state is no mapping of attributes"]
     names = list(node.state or ())
@@ -144,4 +146,5 @@ def _is_kept(class_path: str) -> bool:
 
 
 def _join(at: str, key: str) -> str:
+    key = printable(key)
     return f"{at}.{key}" if at and key else at or key

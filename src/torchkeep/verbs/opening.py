@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torchkeep.errors import FormatError
 from torchkeep.folder.read import FolderSource
 from torchkeep.folder.runs import metrics_of
+from torchkeep.folder.structure import STRUCTURE, texts_in
 from torchkeep.planning.paths import resolve
 from torchkeep.planning.weights import find_weights
 from torchkeep.tensors import Described, Source, TensorSpec, is_floating, name_of, tensors_of
@@ -190,6 +191,13 @@ class Checkpoint(LazyMapping):
     def metrics(self) -> Mapping[str, float]:
         """The metrics in our record; empty for other formats."""
         return metrics_of(self._source.record) if isinstance(self._source, FolderSource) else {}
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The texts of classes that ``save_whole(..., include_source=True)`` kept, to read; they are never run."""
+        if not isinstance(self._source, FolderSource):
+            return {}
+        return texts_in(entry.facts.get(STRUCTURE) for entry in self._source.record.entries.values())
 
     def close(self) -> None:
         """Let go of open files; tensors cannot be read after it."""

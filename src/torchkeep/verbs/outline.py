@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from torchkeep.tensors import Described, TensorSpec, format_bytes, tensors_of, unused_name, walk
+from torchkeep.tensors import Described, TensorSpec, format_bytes, printable, tensors_of, unused_name, walk
 
 MAX_LINES = 38
 MAX_CHILDREN = 20
@@ -43,18 +43,6 @@ def outline(title: str, tree: object, most_lines: int = MAX_LINES) -> str:
         left = _open(rows, left, with_tensors=with_tensors)
     about = root.about() if root.tensor_count else f"no tensors, {_counted(root.value_count, 'value')}"
     return "\n".join([f"{printable(title)}: {about}", *_lines(rows, "")])
-
-
-def printable(text: str) -> str:
-    r"""Text from a file as one line that does nothing to a terminal.
-
-    Example:
-        >>> printable("a\x1b[2J")
-        'a\\x1b[2J'
-    """
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
 @dataclass(slots=True)

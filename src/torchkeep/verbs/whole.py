@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torchkeep.errors import FormatError, NotFoundError, PlanError
+from torchkeep.errors import CorruptError, FormatError, LimitError, NotFoundError, PlanError
 from torchkeep.folder.parallel import default_threads
 from torchkeep.folder.read import FolderSource, leaf_decoder
 from torchkeep.folder.structure import STRUCTURE, Structure, decode_structure
@@ -159,7 +159,10 @@ def _structure_of(source: Source, entry: str | None) -> Structure:
     if isinstance(source, FolderSource):
         found = {name: e.facts[STRUCTURE] for name, e in source.record.entries.items() if STRUCTURE in e.facts}
         node = found.get(_chosen(source, list(found), entry))
-        return decode_structure(node, leaf_decoder(source.record, source.path))
+        try:
+            return decode_structure(node, leaf_decoder(source.record, source.path))
+        except (CorruptError, LimitError) as error:
+            raise type(error)(error.what, where=source.path, faults=error.faults, remedy=error.remedy) from error
     modules = dict(_modules_in(source.tree, ()))
     return Structure(modules[_chosen(source, list(modules), entry)], {}, (), None)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from torchkeep.tensors import Described, TensorSpec, format_bytes, printable, tensors_of, unused_name, walk
+from torchkeep.tensors import Described, TensorSpec, format_bytes, tensors_of, unused_name, walk
+from torchkeep.tensors import printable as printable
 
 MAX_LINES = 38
 MAX_CHILDREN = 20

@@ -1,8 +1,8 @@
 """What a disk may hold after a power cut: a model of a file system that promises only what `fsync` promises.
 
-A trace of system calls is turned into operations: bytes of a file, and names in a folder. An operation is durable once its
-file or folder has been flushed; at a power cut any subset of the others may be there. A rename is one operation; the
-name of a new file, its bytes and its size are several, and a write may have got half-way.
+A trace of system calls is turned into operations: bytes of a file, and names in a folder. An operation is durable
+once its file or folder has been flushed; at a power cut any subset of the others may be there. A rename is one
+operation; the name of a new file, its bytes and its size are several, and a write may have got half-way.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ TRACED = (
     *("linkat", "rename", "renameat2", "unlink", "unlinkat", "rmdir", "pwritev", "fdatasync", "sync_file_range"),
 )
 _CALL = re.compile(r"(?:\d+ +)?(\w+)\((.*)\) += (-?\d+)")
-_EVERY_SUBSET_OF = 12
-_SAMPLES = 3_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,18 +118,24 @@ def disk_of(root: Path) -> tuple[Disk, dict[int, int]]:
 class Trace:
     """The operations and flushes of a trace of strace, as numbered events, over what was there before.
 
+    Args:
+        root: The folder that is traced; what happens elsewhere is left out.
+        before: The disk before the trace.
+        lines: What strace wrote, of one process or of several one after the other.
+        flushed: Whether what was there before had been flushed.
+
     Attributes:
-        before: The disk before the trace, all of it durable but `unflushed`.
+        before: The part of it that is durable.
         operations: In order.
         flushes: Place in the trace to the inode that is flushed there.
     """
 
-    def __init__(self, root: Path, before: Disk, lines: Iterable[str], unflushed: Iterable[int] = ()) -> None:
+    def __init__(self, root: Path, before: Disk, lines: Iterable[str], *, flushed: bool = True) -> None:
         self.before = before.copy()
         self.operations: list[Operation] = []
         self.flushes: dict[int, int] = {}
-        for inode in unflushed:
-            self.operations += [Operation(-1, inode, each) for each in before.files[inode]]
+        for inode, content in () if flushed else before.files.items():
+            self.operations += [Operation(-1, inode, each) for each in content]
             self.before.files[inode] = ()
         self._root = str(root)
         self._now = before.copy()
@@ -233,18 +237,18 @@ class Trace:
         other = self._now.folders[folder].get(to_name) if "RENAME_EXCHANGE" in args[-1] else None
         self._keep(at, folder, {name: other, to_name: inode})
 
-    def states(self, without: int | None = None, seed: int = 0) -> Iterator[tuple[Disk, bool]]:
+    def states(self, samples: int, without: int | None = None) -> Iterator[tuple[Disk, bool]]:
         """Every disk that a power cut may leave, and whether that was after the last call.
 
         What is pending is most just before each flush and at the end: a cut at any other place leaves one of the same.
-        All subsets of up to 12 pending operations are given; of more, each one alone, all but each, and random ones.
 
         Args:
+            samples: Where more subsets of the pending operations exist, so many random ones are given, and each
+                operation alone, and all but each.
             without: A flush, by its place, that is taken not to have happened.
-            seed: Of the random subsets.
         """
         flushes = {at: inode for at, inode in self.flushes.items() if at != without}
-        drawn = random.Random(seed)
+        drawn = random.Random(0)
         for cut in (*flushes, self.length):
             done = [operation for operation in self.operations if operation.at < cut]
             pending = [
@@ -252,7 +256,7 @@ class Trace:
                 for index, operation in enumerate(done)
                 if not any(inode == operation.inode and operation.at < at < cut for at, inode in flushes.items())
             ]
-            for chosen in _subsets(pending, drawn):
+            for chosen in _subsets(pending, samples, drawn):
                 lost = set(pending) - chosen
                 disk = self.before.copy()
                 for index, operation in enumerate(done):
@@ -261,8 +265,8 @@ class Trace:
                 yield disk, cut == self.length
 
 
-def _subsets(pending: list[int], drawn: random.Random) -> Iterator[set[int]]:
-    if len(pending) <= _EVERY_SUBSET_OF:
+def _subsets(pending: list[int], samples: int, drawn: random.Random) -> Iterator[set[int]]:
+    if 2 ** len(pending) <= samples:
         for kept in product((False, True), repeat=len(pending)):
             yield {index for index, keep in zip(pending, kept, strict=True) if keep}
         return
@@ -272,6 +276,6 @@ def _subsets(pending: list[int], drawn: random.Random) -> Iterator[set[int]]:
     for index in pending:
         yield {index}
         yield everything - {index}
-    for _ in range(_SAMPLES):
+    for _ in range(samples):
         share = drawn.random()
         yield {index for index in pending if drawn.random() < share}

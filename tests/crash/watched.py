@@ -29,6 +29,7 @@ LOOKS = (
 BEGIN_OF_SAVE, END_OF_SAVE = "getpgid", "getsid"
 CALL = re.compile(r"(?P<thread>\d+ +)?(?P<name>\w+)\(")
 KILLED = -9
+ALL_BYTES = ("-f", "-xx", "-s", "100000000")
 
 
 class Victim:
@@ -61,10 +62,20 @@ class Victim:
         assert code == SAVED
         return seen
 
-    def trace_of(self, scenario: Scenario, path: Path, calls: tuple[str, ...]) -> list[str]:
+    def trace_of(self, scenario: Scenario, path: Path, calls: tuple[str, ...], version: int = NEW) -> list[str]:
         """The lines of strace of a save that nobody disturbs, of all its threads, with every byte in hexadecimal."""
-        code, _ = self.watched_save(scenario, path, calls, "-f", "-xx", "-s", "100000000")
+        code, _ = self.watched_save(scenario, path, calls, *ALL_BYTES, version=version)
         assert code == SAVED
+        return self._trace.read_text().splitlines()
+
+    def trace_killed_at(
+        self, scenario: Scenario, path: Path, calls: tuple[str, ...], kill: tuple[str, int]
+    ) -> list[str]:
+        """The lines of strace of a save that dies at the entry of the call of a name and a number."""
+        code, _ = self.watched_save(
+            scenario, path, calls, *ALL_BYTES, "-e", f"inject={kill[0]}:signal=SIGKILL:when={kill[1]}"
+        )
+        assert code == KILLED
         return self._trace.read_text().splitlines()
 
     def save_killed_at(self, scenario: Scenario, path: Path, calls: list[str]) -> None:
@@ -76,11 +87,11 @@ class Victim:
         assert len({line.split(maxsplit=1)[0] for line in self._trace.read_text().splitlines()}) == 1
 
     def watched_save(
-        self, scenario: Scenario, path: Path, calls: tuple[str, ...], *options: str
+        self, scenario: Scenario, path: Path, calls: tuple[str, ...], *options: str, version: int = NEW
     ) -> tuple[int, list[str]]:
         """Save in a new process under strace: its exit code, and its calls."""
         watch = scenario.watch.__name__
-        thread = self._ask(do="save", saver=scenario.saver, watch=watch, path=str(path), version=NEW)
+        thread = self._ask(do="save", saver=scenario.saver, watch=watch, path=str(path), version=version)
         trace = f"trace={','.join(f'?{call}' for call in calls)}"
         with subprocess.Popen(
             [self._strace, "-p", str(thread), "-o", self._trace, "-e", trace, *options],

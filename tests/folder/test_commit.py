@@ -19,7 +19,7 @@ import torch
 
 import torchkeep as tk
 from torchkeep.errors import CheckpointError, ConflictError, CorruptError, NotFoundError
-from torchkeep.folder import commit, recovery, removal, renames
+from torchkeep.folder import commit, removal, renames
 from torchkeep.folder.committed import identity_at, read_record
 from torchkeep.folder.draft import DraftTensor
 from torchkeep.folder.record import RECORD_NAME
@@ -300,11 +300,21 @@ def test_only_leftovers_are_cleaned(tmp_path):
     assert names_in(tmp_path / "plain" / "deep") == ["model.safetensors"]
 
 
+def test_of_two_that_were_renamed_aside_the_newer_comes_back(tmp_path):
+    for version, name in enumerate(["older", "newer"]):
+        save(tmp_path / name, version)
+    (tmp_path / "older").rename(tmp_path / ".aside-0123456789abcdef-ckpt")
+    (tmp_path / "newer").rename(tmp_path / ".aside-fedcba9876543210-ckpt")
+    (tmp_path / ".aside-00000000000000ff-ckpt").mkdir()
+    recover(tmp_path)
+    assert tk.load(tmp_path / "ckpt")["version"] == 1
+    assert os.listdir(tmp_path) == ["ckpt"]
+
+
 def test_what_cannot_be_cleaned_keeps_nobody_from_saving(tmp_path, monkeypatch):
     (tmp_path / ".trash-0123456789abcdef").mkdir()
     (tmp_path / ".staging-0123456789abcdef").mkdir()
-    for module in (recovery, removal):
-        monkeypatch.setattr(module, "delete_tree", _refuse)
+    monkeypatch.setattr(removal, "delete_tree", _refuse)
     save(tmp_path / "ckpt")
     assert version_at(tmp_path / "ckpt") == 1
 

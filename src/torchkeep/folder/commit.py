@@ -16,7 +16,7 @@ from torchkeep.folder.committed import Identity, read_record
 from torchkeep.folder.durable import fsync_path
 from torchkeep.folder.record import Record
 from torchkeep.folder.refusals import in_the_way, refuse_foreign
-from torchkeep.folder.removal import remove
+from torchkeep.folder.removal import discard
 from torchkeep.folder.renames import EXCHANGE, NOREPLACE, rename
 from torchkeep.folder.staging import Staging
 from torchkeep.folder.turns import alone_in
@@ -62,15 +62,17 @@ def _replace(staged: Path, target: Path, record: Record, replaces: str | None) -
     else:
         replaced = _replace_aside(staged, target)
     _flush_parent(target)
-    with suppress(OSError, ConflictError):  # committed: what cannot be removed now is a leftover for `recover`
-        remove(replaced)
+    with suppress(OSError):  # committed: what cannot be deleted now is a leftover for `recover`
+        discard(replaced)
 
 
 def _replace_aside(staged: Path, target: Path) -> Path:
-    """Replace without exchange: where the old one is now. A crash in between is undone by `recover`."""
+    """Replace without exchange: where the old one is now. A crash in between is undone by `recover`.
+
+    Whichever of the two renames lasts, one of the two is whole; so one flush of the parent does for both.
+    """
     aside = target.with_name(f"{ASIDE}{secrets.token_hex(8)}-{target.name}")
     target.rename(aside)
-    fsync_path(target.parent)
     try:
         staged.rename(target)
     except OSError:

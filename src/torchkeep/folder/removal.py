@@ -6,7 +6,6 @@ import errno
 import secrets
 import shutil
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from torchkeep.errors import ConflictError
@@ -17,7 +16,7 @@ TRASH = ".trash-"
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint or a leftover: out of sight first, then its record, then the rest.
+    """Remove a checkpoint: out of sight first, then its record, then the rest.
 
     Raises:
         ConflictError: It cannot be renamed (a mount point) and has no record to unlink first.
@@ -32,9 +31,14 @@ def remove(folder: Path) -> None:
             raise ConflictError("cannot be renamed, so it cannot be removed in one step", where=folder) from error
         trash = folder
     fsync_path(folder.parent)
-    with suppress(FileNotFoundError):
-        (trash / RECORD_NAME).unlink()
-    delete_tree(trash)
+    discard(trash)
+
+
+def discard(hidden: Path) -> None:
+    """Delete a folder or file that is durably out of sight: a record first, so that no half of it is ever put back."""
+    if hidden.is_dir():
+        (hidden / RECORD_NAME).unlink(missing_ok=True)
+    delete_tree(hidden)
 
 
 def delete_tree(path: Path) -> None:

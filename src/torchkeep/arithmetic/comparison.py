@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchkeep.arithmetic.elements import Values, decode, is_readable, pieces_of
+from torchkeep.arithmetic.elements import Values, decode, inner_product, is_readable, pieces_of
 from torchkeep.arithmetic.ranges import Progress, in_ranges
 from torchkeep.arithmetic.statistics import index_of
 from torchkeep.tensors import Source, TensorSpec, bits_of
@@ -141,7 +141,7 @@ def bytes_equal(one: memoryview, other: memoryview) -> bool:
 def _add_same(total: _Sums, dtype: str, stored: memoryview) -> None:
     numbers = _wide(decode(dtype, stored))
     numbers[~np.isfinite(numbers)] = 0
-    norm = float(np.vdot(numbers, numbers).real)
+    norm = inner_product(numbers, numbers)
     total.first, total.second, total.dot = total.first + norm, total.second + norm, total.dot + norm
 
 
@@ -153,11 +153,11 @@ def _add(total: _Sums, one: Values, other: Values, position: int) -> None:
     if unusable.any():
         x[unusable] = 0
         y[unusable] = 0
-    total.first += float(np.vdot(x, x).real)
-    total.second += float(np.vdot(y, y).real)
-    total.dot += float(np.vdot(x, y).real)
+    total.first += inner_product(x, x)
+    total.second += inner_product(y, y)
+    total.dot += inner_product(x, y)
     step = y - x
-    total.step += float(np.vdot(step, step).real)
+    total.step += inner_product(step, step)
     sizes = np.abs(step)
     largest = int(sizes.argmax())
     if sizes[largest] > total.largest:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchkeep.arithmetic.elements import Values, is_readable
+from torchkeep.arithmetic.elements import Values, inner_product, is_readable
 from torchkeep.arithmetic.ranges import Progress, in_ranges, ranges_of, values_in
 from torchkeep.tensors import Source, TensorSpec
 
@@ -146,7 +146,7 @@ def _sums(values: Values) -> _Sums:
         with np.errstate(over="ignore", invalid="ignore"):
             sums.mean = float(numbers.mean())
             numbers -= sums.mean
-            sums.squares = float(np.dot(numbers, numbers))
+            sums.squares = inner_product(numbers, numbers)
     return sums
 
 

@@ -260,7 +260,7 @@ class PlannedConversion:
         return [self._target], [f"copied {', '.join(copied)}"] if copied else []
 
     def _write_torch(self, progress: Progress | None) -> tuple[list[Path], list[str]]:
-        from torchkeep.live.torch_file import open_for_writing, write_torch_file
+        from torchkeep.verbs.torch_files import open_for_writing, write_torch_file
 
         with new_file(self._target) as descriptor, open_for_writing(descriptor) as file:
             write_torch_file(file, self._tree, self._reader, self._counted(progress))

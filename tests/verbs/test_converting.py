@@ -198,6 +198,24 @@ def test_a_distributed_folder_loads_with_torch_and_says_what_it_cannot_hold(tmp_
     assert tk.diff(tmp_path / "a.pt", tmp_path / "new").is_equal
 
 
+def test_large_tensors_go_into_a_distributed_folder_in_chunks(tmp_path, monkeypatch):
+    from torchkeep.live import distributed_folder
+
+    monkeypatch.setattr(distributed_folder, "_CHUNK_BYTES", 64)
+    state = {
+        "w": torch.arange(70.0).reshape(10, 7),
+        "v": torch.arange(40),
+        "m": torch.ones(1, 30),
+        "s": torch.tensor(1),
+    }
+    torch.save(state, tmp_path / "a.pt")
+    tk.convert(tmp_path / "a.pt", tmp_path / "new", to="dcp")
+    into = {name: torch.zeros_like(value) for name, value in state.items()}
+    dcp.load(into, checkpoint_id=tmp_path / "new", no_dist=True)
+    assert same(state, into)
+    assert tk.diff(tmp_path / "a.pt", tmp_path / "new").is_equal
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "float8_e4m3fn"])
 @pytest.mark.parametrize("to", TARGETS)
 def test_a_dtype_on_the_way_is_torchs_and_leaves_integers_and_moments_alone(dtype, to, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,20 +11,27 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+from torch.distributed.checkpoint.planner import WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from torchkeep.errors import FormatError
 from torchkeep.live.build import Builder
+from torchkeep.live.memory import memory_of
 from torchkeep.tensors import Source, TensorSpec
 
 if TYPE_CHECKING:
-    from torch.distributed.checkpoint.planner import WriteItem
+    from torch.distributed.checkpoint.planner import SavePlan, WriteItem
+
+_CHUNK_BYTES = 64 << 20
 
 
 def write_distributed(
     folder: Path, tree: object, source: Source, progress: Callable[[int], object] | None = None
 ) -> None:
-    """Write a tree as ``torch.distributed.checkpoint.save`` would; one tensor is held at a time, by one thread.
+    """Write a tree as ``torch.distributed.checkpoint.save`` would, by one thread that holds at most 64 MiB of a tensor.
+
+    A larger tensor is written as rows in several chunks, as those of a sharded one are.
 
     Args:
         folder: An empty folder.
@@ -69,14 +77,41 @@ class _LazyPlanner(DefaultSavePlanner):
         self._held.append(tensor)  # an id is of one object as long as it lives
         return tensor
 
+    def create_local_plan(self) -> SavePlan:
+        """Plan what is written, large tensors as chunks."""
+        plan = super().create_local_plan()
+        self.plan = replace(plan, items=[part for item in plan.items for part in self._cut(item)])
+        return self.plan
+
+    def _cut(self, item: WriteItem) -> list[WriteItem]:
+        spec, whole = self._spec_of(item), item.tensor_data
+        if spec is None or whole is None or spec.nbytes <= _CHUNK_BYTES or spec.shape[0] == 1:
+            return [item]
+        rows = max(1, _CHUNK_BYTES // (spec.nbytes // spec.shape[0]))
+        parts = []
+        for first in range(0, spec.shape[0], rows):
+            offsets = torch.Size((first, *(0,) * (len(spec.shape) - 1)))
+            sizes = torch.Size((min(rows, spec.shape[0] - first), *spec.shape[1:]))
+            chunk = ChunkStorageMetadata(offsets=offsets, sizes=sizes)
+            index = MetadataIndex(item.index.fqn, offsets)
+            parts.append(replace(item, index=index, type=WriteItemType.SHARD, tensor_data=replace(whole, chunk=chunk)))
+        return parts
+
+    def _spec_of(self, item: WriteItem) -> TensorSpec | None:
+        return self._specs.get(id(self.state_dict.get(item.index.fqn)))
+
     def resolve_data(self, write_item: WriteItem) -> Any:  # noqa: ANN401 - a tensor or bytes
         """Read what is written now."""
-        spec = self._specs.get(id(self.state_dict.get(write_item.index.fqn)))
-        if spec is None:
+        spec, part = self._spec_of(write_item), write_item.tensor_data
+        if spec is None or part is None:
             return super().resolve_data(write_item)
+        tensor = torch.empty(part.chunk.sizes, dtype=getattr(torch, spec.dtype))
+        row_bytes = spec.nbytes // spec.shape[0] if spec.shape and spec.shape[0] else 0
+        first = part.chunk.offsets[0] if spec.shape else 0
+        self._builder.source.read_range_into(spec, first * row_bytes, memory_of(tensor))
         if self._progress is not None:
-            self._progress(spec.nbytes)
-        return self._builder.read(spec)
+            self._progress(tensor.nbytes)
+        return tensor
 
 
 class _StandIns(Builder):

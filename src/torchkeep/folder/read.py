@@ -98,6 +98,24 @@ class FolderSource:
                 raise CorruptError(what, where=self.path, remedy=_REMEDY)
             self._checked.add((spec.key, first))
 
+    def check_range(self, spec: TensorSpec, begin: int, end: int) -> None:
+        """Compare the chunks that lie in a part of a tensor with their digests, without keeping their bytes.
+
+        Raises:
+            CorruptError: The first that differs.
+        """
+        group, name = cast("tuple[str, str]", spec.key)
+        stored = self.record.tensors[group][name]
+        descriptor, data_begin = self._place_of(stored)
+        scratch = memoryview(bytearray(min(READ_BYTES, stored.nbytes)))
+        for (first, last), expected in zip(chunk_ranges(stored.nbytes), stored.chunks, strict=True):
+            if first < end and last > begin:
+                with typed("cannot be read", self.path):
+                    fault = fault_of_chunk(descriptor, data_begin + first, last - first, expected, None, scratch)
+                if fault:
+                    what = f"{stored.shard or self.path.name}: {group}.{name}: {said(first, last, fault)}"
+                    raise CorruptError(what, where=self.path, remedy=_REMEDY)
+
     def place_of(self, spec: TensorSpec) -> tuple[int, int, int, int]:
         """Where a tensor's bytes are: device, inode, and the range in the file; equal for what checkpoints share."""
         group, name = cast("tuple[str, str]", spec.key)

@@ -17,7 +17,11 @@ def hash_in(name: str) -> str | None:
     """The first digits of the sha256 that a file's name promises, or None.
 
     Example:
-        >>> hash_in("mobilenet_v2-b0353104.pth"), hash_in("model-00001-of-00002.safetensors"), hash_in("run-20240131.pt")
+        >>> (
+        ...     hash_in("mobilenet_v2-b0353104.pth"),
+        ...     hash_in("model-00001-of-00002.safetensors"),
+        ...     hash_in("run-20240131.pt"),
+        ... )
         ('b0353104', None, None)
     """
     match = _HASH.search(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -97,3 +98,25 @@ def without_crc(archive: bytes) -> bytes:
     for crc in {zlib.crc32(FOUR_FLOATS), zlib.crc32(pickles.tensor((4,), (1,))), zlib.crc32(b"3\n")}:
         archive = archive.replace(struct.pack("<I", crc), bytes(4))
     return archive
+
+
+def many_members(count: int) -> bytes:
+    """68: very many members of nothing."""
+    return zipped([("a/data.pkl", b"N."), *((f"a/data/{index}", b"") for index in range(count))])
+
+
+def twice(name: str) -> bytes:
+    """56, 57: a member that is there twice."""
+    with warnings.catch_warnings(action="ignore"):
+        return torch_zip(pickles.stream(b"N"), FOUR_FLOATS, (name, b"N."))
+
+
+def symlinked() -> bytes:
+    """70: a member that says that it is a symbolic link out of the archive."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02N.")
+        link = zipfile.ZipInfo("a/data/0")
+        link.create_system, link.external_attr = 3, 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    return made.getvalue()

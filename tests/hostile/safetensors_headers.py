@@ -27,3 +27,9 @@ def raw_entry(text: str, data: bytes = bytes(8)) -> bytes:
 
 
 GOOD = '"dtype":"F32","shape":[2],"data_offsets":[0,8]'
+
+
+def many_entries(count: int) -> bytes:
+    """39: a header of very many tensors of nothing."""
+    fields = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    return framed("{" + ",".join(f'"{index}":{fields}' for index in range(count)) + "}")

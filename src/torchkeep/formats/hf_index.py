@@ -14,6 +14,7 @@ from torchkeep.tensors import Source, TensorSpec
 
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_SHARDS = 10_000
+_MAX_TENSORS = 262_144
 _MAX_FAULTS = 20
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -38,7 +39,7 @@ class HuggingFaceIndex:
     Raises:
         CorruptError: The index is damaged, names a file outside of its folder or one that is not there, or shards hold
             other tensors than it says; all faults at once.
-        LimitError: The index is over 64 MiB or names more than 10,000 shards.
+        LimitError: The index is over 64 MiB or names more than 10,000 shards or 262,144 tensors.
     """
 
     format = "huggingface"
@@ -130,7 +131,11 @@ def _read_index(index: RegularFile) -> tuple[dict[str, str], Mapping[str, object
     if index.size > _MAX_INDEX_BYTES:
         raise LimitError(f"the index has {index.size:,} bytes", where=index.path, remedy="name one shard instead")
     try:
-        parsed = json.loads(index.read(0, index.size).decode("utf-8"), object_pairs_hook=_unique)
+        content = index.read(0, index.size)
+        if content.count(b":") > _MAX_TENSORS:  # each name stands before one
+            what = f"the index names more than {_MAX_TENSORS:,} tensors"
+            raise LimitError(what, where=index.path, remedy="name one shard instead")
+        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
     except RecursionError:
         raise _damaged(index, "it is nested too deeply") from None
     except ValueError as fault:

@@ -217,7 +217,7 @@ def _compare(model: nn.Module, structure: Structure, builder: Builder, tolerance
             "the model does not run on the inputs that it was saved with",
             where=builder.source.path,
             faults=[f"{type(error).__name__}: {error}"],
-            remedy="its code has changed since; load_whole(..., check=False) gives it without running it",
+            remedy="its code has changed, or its constructor prepares more than the object; check=False skips this",
         ) from error
     faults = differences(then, now, tolerance)
     if faults:

@@ -11,13 +11,15 @@ READY := $(VENV)/.ready
 
 venv: $(READY)
 
-# torch comes first and pinned, so that resolving the rest finds it there and never pulls another build.
+# torch comes first and pinned, so that resolving the rest finds it there and never pulls another build. Of torchdata
+# only the stateful loader is wanted, which needs nothing else.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { \
 		$(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 	$(INSTALL) torch
 	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps torchdata
 	@touch $@
 
 system-tools:

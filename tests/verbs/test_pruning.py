@@ -152,7 +152,7 @@ def test_a_tag_is_given_later_while_the_run_goes_on_and_keeps_the_checkpoint(tmp
 
 
 def test_a_run_that_is_being_written_is_not_pruned_but_may_be_looked_at(run):
-    code = "import sys, torchkeep as tk; m = tk.CheckpointManager(sys.argv[1], {'p': {}}); m._run_folder.own()"
+    code = "import sys, torchkeep as tk; m = tk.CheckpointManager(sys.argv[1], {'p': {}}); m._session.folder.own()"
     code += "; print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

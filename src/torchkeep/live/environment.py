@@ -19,7 +19,7 @@ _MEANINGS = {
     "threads": "sums are split differently, so last bits may differ",
     "devices": "another device computes in another order",
     "ranks": "batches and gradient sums are split differently",
-    "deterministic_algorithms": "operations may be allowed that give another result each time",
+    "deterministic_algorithms": "operations may give another result each time",
     "cudnn": "cuDNN may choose other algorithms",
     "tf32": "matrix products are rounded differently",
     "float32_matmul_precision": "matrix products are rounded differently",

@@ -46,8 +46,16 @@ def _findings(state: Mapping[str, object]) -> list[str]:
 
 
 def _alive(kinds: tuple[Any, ...]) -> list[Any]:
-    # By class and not by isinstance, which would ask proxies of all sorts for their __class__.
-    return [each for each in gc.get_objects() if issubclass(type(each), kinds)]
+    # By class and not by isinstance, which would ask proxies of all sorts for their __class__; and by identity of the
+    # class, which is ten times faster over the half million objects of a program that imported torch.
+    wanted = {each for kind in kinds for each in _with_subclasses(kind)}
+    return [each for each in gc.get_objects() if type(each) in wanted]
+
+
+def _with_subclasses(kind: Any) -> Iterator[Any]:  # noqa: ANN401 - a class
+    yield kind
+    for each in type.__subclasses__(kind):
+        yield from _with_subclasses(each)
 
 
 def _with_nested(value: object) -> Iterator[object]:

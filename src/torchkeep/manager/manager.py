@@ -6,20 +6,21 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from torchkeep.errors import CheckpointError, Preempted
 from torchkeep.folder.parallel import default_threads
-from torchkeep.manager.drafting import Occasion, draft_of_state
+from torchkeep.manager.drafting import Occasion
 from torchkeep.manager.notices import warn
-from torchkeep.manager.ranks import Ranks, ranks_here
-from torchkeep.manager.resuming import Resume, Resumed
-from torchkeep.manager.run_folder import RunFolder
-from torchkeep.manager.saving import Saver
+from torchkeep.manager.preflight import Preflight, preflight
+from torchkeep.manager.proof import Proof, prove
+from torchkeep.manager.session import Session
 from torchkeep.manager.signals import SignalWatch
 from torchkeep.manager.state import held_state
+from torchkeep.planning.loadplan import LoadPlan
 from torchkeep.planning.rules import Rule
 from torchkeep.policies import Also, EverySteps, KeepAll, Moment, OnPreemption, RetentionPolicy, SaveWhen
 from torchkeep.verbs.background import SaveHandle
@@ -74,41 +75,38 @@ class CheckpointManager:
         failed_saves_allowed: int = 0,
         io_threads: int | None = None,
     ) -> None:
-        self._held = held_state(state, also)
+        held = held_state(state, also)
         if save_when is not None and not isinstance(save_when, SaveWhen):
             raise TypeError(f"save_when is {save_when!r}: a policy is wanted, as EverySteps(500)")
         if retain is not None and not isinstance(retain, RetentionPolicy):
             raise TypeError(f"retain is {retain!r}: a policy is wanted, as KeepLast(3)")
-        self.state = dict(state)
         self.save_when = save_when
         self.retain = retain or KeepAll()
         self.failed_saves_allowed = failed_saves_allowed
-        self._threads = io_threads or default_threads()
-        self._run_folder = RunFolder(folder)
-        self._saver = Saver(self._run_folder.path, self.retain, self._threads)
-        self._provenance: dict[str, object] = {}
-        self._ranks: Ranks | None = None
+        self._session = Session(state, held, folder, self.retain, io_threads or default_threads())
         self._signals: SignalWatch | None = None
-        self._last_step: int | None = None
-        self._last_saved_step: int | None = None
-        self._last_save_seconds = time.monotonic()
         self._failed_in_a_row = 0
-        self._has_looked_around = False
+        self._is_proving = False
 
     @property
     def folder(self) -> Path:
         """The run folder, resolved."""
-        return self._run_folder.path
+        return self._session.folder.path
+
+    @property
+    def state(self) -> Mapping[str, object]:
+        """What it keeps, as it was given."""
+        return self._session.state
 
     @property
     def notes(self) -> Sequence[str]:
         """What a person should know about the resume and the saves so far."""
-        return self._saver.notes
+        return self._session.saver.notes
 
     @property
     def last_step(self) -> int | None:
         """The index of the step last finished: resumed from, or given to `after_step` or `save`; None at first."""
-        return self._last_step
+        return self._session.last_step
 
     def resume(self, step: int | None = None, *, only: Sequence[str] | None = None, rules: Sequence[Rule] = ()) -> int:
         """Restore the newest good checkpoint, if there is one, and return the index of the next step to run.
@@ -133,23 +131,69 @@ class CheckpointManager:
         """
         if isinstance(only, str):
             raise TypeError(f"only is {only!r}: a list of names is wanted, as [{only!r}]")
-        self._own()
-        resumed = Resume(self._run_folder, self._held, only, rules, self._threads, self._joined()).run(step)
-        return 0 if resumed is None else self._begin_after(resumed)
+        return self._session.resume(step, only, rules) or 0
 
-    def _own(self) -> None:
-        self._joined().together(self._run_folder.own, only_first=True)
-        self._run_folder.mark_resumed()
+    def branch(
+        self,
+        source: str | os.PathLike[str],
+        step: int | None = None,
+        *,
+        only: Sequence[str] | None = None,
+        rules: Sequence[Rule] = (),
+    ) -> int:
+        """Begin this run where another one was; once it has checkpoints of its own, `resume` those.
 
-    def _begin_after(self, resumed: Resumed) -> int:
-        committed = resumed.committed
-        self._saver.notes += resumed.notes
-        self._saver.parent = (committed.path, committed.record)
-        origin = committed.record.provenance.get("origin")
-        self._provenance = {"origin": origin} if origin is not None else {}
-        self._last_step = self._last_saved_step = committed.step
-        self._last_save_seconds = time.monotonic()
-        return committed.step + 1
+        Every checkpoint of this run records where it came from. What does not change from there is linked, not written.
+        The other run is only read.
+
+        Args:
+            source: The other run folder, or one of its checkpoints.
+            step: Its step; the newest good one by default.
+            only: As for `resume`.
+            rules: As for `load`.
+
+        Returns:
+            The next step to run, which goes on counting from the other run.
+
+        Raises:
+            NotFoundError: There is no such checkpoint.
+            ConflictError, PlanError, CorruptError: As for `resume`.
+        """
+        following = self._session.resume(None, None, ())
+        if following is None:
+            following = self._session.branch(Path(os.path.realpath(Path(source).expanduser())), step, only, rules)
+        return following
+
+    def warm_start(self, plan: LoadPlan, *, strict: bool = True) -> int:
+        """Begin a new run with what a plan loads, at step 0; once it has checkpoints of its own, `resume` those.
+
+        Every checkpoint of this run records where it came from.
+
+        Args:
+            plan: What ``torchkeep.plan(path, into=..., rules=...)`` gave.
+            strict: As for `load`.
+
+        Returns:
+            0 when the run is new, else the step after the restored one.
+
+        Raises:
+            PlanError: The plan does not fit; nothing was touched.
+            ConflictError, CorruptError: As for `resume`.
+
+        Example:
+            >>> import tempfile, torch, torchkeep as tk
+            >>> pretrained = tk.save(torch.nn.Linear(2, 1), tempfile.mkdtemp() + "/pretrained").path
+            >>> model = torch.nn.Linear(2, 1)
+            >>> with tk.CheckpointManager(tempfile.mkdtemp() + "/run", {"model": model}) as manager:
+            ...     manager.warm_start(tk.plan(pretrained, into=model))
+            0
+        """
+        following = self._session.resume(None, None, ())
+        if following is None:
+            loaded = plan.apply(strict=strict)
+            self._session.saver.notes += getattr(loaded, "notes", ())
+            self._session.remember_origin("warm start", plan.source, getattr(loaded, "step", None))
+        return following or 0
 
     def after_step(
         self, step: int, metrics: Mapping[str, float] | None = None, *, tags: Sequence[str] = ()
@@ -168,14 +212,19 @@ class CheckpointManager:
             CheckpointError: A save failed, this one or the one before, and no more may (`failed_saves_allowed`).
             Preempted: A signal asked the process to end; what was finished is saved.
         """
-        self._last_step = step = whole_step(step)
+        step = whole_step(step)
+        if self._is_proving:
+            return None
+        session = self._session
+        session.last_step = step
         self._tell()
-        moment = Moment(step, self._last_saved_step, time.monotonic() - self._last_save_seconds, self._received())
+        waited_seconds = time.monotonic() - session.last_save_seconds
+        moment = Moment(step, session.last_saved_step, waited_seconds, self._received())
         is_due, number = self._agree(moment)
         if number:
             self._preempt(Occasion(step, metrics, tuple(tags)), number)
-        if self._saver.has_failed:
-            self._tolerate(self._saver.wait)
+        if session.saver.has_failed:
+            self._tolerate(session.saver.wait)
         if not is_due:
             return None
         handle: list[SaveHandle] = []
@@ -198,46 +247,89 @@ class CheckpointManager:
             CheckpointError: The save before it failed; nothing was begun.
             ConflictError: Another process writes in this run folder.
         """
+        if self._is_proving:
+            raise RuntimeError("nothing can be saved while prove runs steps: save outside of the step it is given")
         if isinstance(tags, str):
             raise TypeError(f"tags is {tags!r}: a list of names is wanted, as [{tags!r}]")
         return self._save(Occasion(whole_step(step), metrics, tuple(tags)))
 
     def _save(self, occasion: Occasion) -> SaveHandle:
-        from torchkeep.live.finite import watched
-
         self.wait()
-        ranks = self._joined()
-        ranks.together(self._run_folder.own, only_first=True)
-        ranks.together(self._run_folder.refuse_unresumed, only_first=True)
-        self._look_around()
-        draft = draft_of_state(self._held, occasion, self._provenance, ranks)
-        for name in self.retain.metrics:
-            if name not in (occasion.metrics or {}):
-                there = f"; it has {', '.join(occasion.metrics)}" if occasion.metrics else ""
-                warn(f"step {occasion.step} is saved without the metric {name!r} that retention asks for{there}")
-        specs = {(group, name): tensor.spec for group, of in draft.groups.items() for name, tensor in of.items()}
-        self._last_save_seconds = time.monotonic()
-        handle = self._saver.begin(draft, occasion.step, watched(self.state, draft.entries, specs))
-        self._last_step = self._last_saved_step = occasion.step
-        return handle
+        return self._session.save(occasion)
 
-    def _look_around(self) -> None:
-        """At the first save, say what an exact resume would need and the state does not hold."""
-        if self._has_looked_around:
-            return
+    def preflight(self) -> Preflight:
+        """Find out before the first save whether this run can save and resume.
+
+        It estimates the bytes of a checkpoint (the state that optimizers will have included) and the most that
+        retention keeps at once, and reserves them for a moment, which asks the quota too; it writes and links in the
+        run folder; and it saves everything, loads it back into the same objects, and looks whether each is as it was.
+
+        Returns:
+            The figures, and notes on what is not wrong and worth knowing.
+
+        Raises:
+            CheckpointError: Everything that is wrong, in one list. Nothing is left in the run folder.
+            ConflictError: Another process writes in this run folder.
+
+        Example:
+            >>> import tempfile, torch, torchkeep as tk
+            >>> model = torch.nn.Linear(1000, 100)
+            >>> with tk.CheckpointManager(tempfile.mkdtemp(), {"model": model}, retain=tk.KeepLast(3)) as manager:
+            ...     print(manager.preflight())
+            400.4 kB per checkpoint, at most 1.6 MB at once, ... free
+        """
+        self.wait()
+        self._session.folder.own()
+        return preflight(self._session)
+
+    def prove(self, train_step: Callable[[int], object], *, steps: int = 3) -> Proof:
+        """Show that a resume is exact: run some steps, restore, run them again, and compare every bit.
+
+        The state goes through a checkpoint in the run folder, which is removed. After each step every tensor and value
+        of the state, the random generators, and what the step returned are compared. At the end everything is as it
+        was before, and nothing was saved: `after_step` does nothing meanwhile.
+
+        Args:
+            train_step: Called with a step's index; does what the training does in one step. What it returns, such as
+                its loss or metrics, is compared too.
+            steps: How many steps.
+
+        Returns:
+            The proof; false when something differed: then it names the first state that did, and what exists beside
+            the state and is not registered.
+
+        Raises:
+            CheckpointError: The state could not be saved or put back.
+            ConflictError: Another process writes in this run folder.
+
+        Example:
+            >>> import tempfile, torch, torchkeep as tk
+            >>> model = torch.nn.Linear(4, 1)
+            >>> optimizer = torch.optim.AdamW(model.parameters())
+            >>> def train_step(step):
+            ...     loss = model(torch.randn(8, 4)).pow(2).mean()
+            ...     optimizer.zero_grad()
+            ...     loss.backward()
+            ...     optimizer.step()
+            ...     return loss
+            >>> with tk.CheckpointManager(tempfile.mkdtemp(), {"model": model, "optimizer": optimizer}) as manager:
+            ...     print(manager.prove(train_step))
+            3 steps replayed bit for bit: ... tensors, values and random states equal after each
+        """
         from torchkeep.live.unregistered import unregistered
 
-        self._has_looked_around = True
-        found = unregistered(self.state)
-        if found:
-            warn("a resume will not be exact; give the manager's state:\n  " + "\n  ".join(found))
-
-    def _joined(self) -> Ranks:
-        """The ranks of this training, asked for by all of them at the first call that needs them."""
-        if self._ranks is None:
-            self._ranks = self._saver.ranks = ranks_here()
-            self._saver.outcomes = ranks_here()
-        return self._ranks
+        if steps < 1:
+            raise ValueError(f"prove runs 1 step or more; not {steps!r}")
+        if self._session.ranks.size > 1:
+            raise RuntimeError("prove replays the steps of one process: call it in a run of one rank")
+        self.wait()
+        self._session.folder.own()
+        self._is_proving = True
+        try:
+            proof = prove(self._session, train_step, steps)
+        finally:
+            self._is_proving = False
+        return proof or replace(proof, hints=tuple(unregistered(self.state)))
 
     def _received(self) -> int | None:
         return None if self._signals is None or self._signals.received is None else int(self._signals.received)
@@ -249,7 +341,7 @@ class CheckpointManager:
         is_due, number = self.save_when.is_due(moment), moment.signal or 0
         if all(isinstance(part, EverySteps) for part in self.save_when.parts):
             return is_due, number
-        greatest = self._joined().most([int(is_due), number])
+        greatest = self._session.ranks.most([int(is_due), number])
         return bool(greatest[0]), greatest[1]
 
     def _preempt(self, occasion: Occasion, number: int) -> None:
@@ -261,12 +353,12 @@ class CheckpointManager:
         began = time.monotonic()
         path, error = None, None
         try:
-            if self._last_saved_step == occasion.step:
+            if self._session.last_saved_step == occasion.step:
                 self.wait()
             else:
-                self._saver.settle()
+                self._session.saver.settle()
                 self._save(occasion).wait()
-            path = self._run_folder.path_of(occasion.step)
+            path = self._session.folder.path_of(occasion.step)
         except CheckpointError as raised:
             error = raised
         raised_by = Preempted(number, occasion.step, path, error)
@@ -287,12 +379,12 @@ class CheckpointManager:
             # Of the tree of errors only its root says that the system refused; the others need a change of the program.
             if type(error) is not CheckpointError or self._failed_in_a_row > self.failed_saves_allowed:
                 raise
-            self._saver.notes.append(str(error))
+            self._session.saver.notes.append(str(error))
             warn(f"save {self._failed_in_a_row} of {self.failed_saves_allowed} that may fail in a row failed: {error}")
 
     def _tell(self) -> None:
-        while self._saver.warnings:
-            warn(self._saver.warnings.pop(0))
+        while self._session.saver.warnings:
+            warn(self._session.saver.warnings.pop(0))
 
     def wait(self) -> None:
         """Wait for the save in flight.
@@ -300,8 +392,8 @@ class CheckpointManager:
         Raises:
             CheckpointError: It failed; it is reported once.
         """
-        was_idle = self._saver.is_idle
-        self._saver.wait()
+        was_idle = self._session.saver.is_idle
+        self._session.saver.wait()
         if not was_idle:
             self._failed_in_a_row = 0
         self._tell()
@@ -311,8 +403,8 @@ class CheckpointManager:
         try:
             self.wait()
         finally:
-            if self._saver.is_idle:
-                self._run_folder.release()
+            if self._session.saver.is_idle:
+                self._session.folder.release()
 
     def __enter__(self) -> Self:
         for part in self.save_when.parts if self.save_when is not None else ():
@@ -334,15 +426,16 @@ class CheckpointManager:
 
     def _save_on(self, error: BaseException) -> None:
         """Save what is there when an exception ends the program, if a policy wants it and the step is not saved."""
-        step = self._last_step
-        if self.save_when is None or step is None or step == self._last_saved_step or self._joined().size > 1:
+        session, step = self._session, self._session.last_step
+        is_failure = isinstance(error, (Exception, KeyboardInterrupt))
+        if self.save_when is None or step is None or step == session.last_saved_step or not is_failure:
             return
-        if not isinstance(error, (Exception, KeyboardInterrupt)):
+        if session.ranks.size > 1:  # the others may be anywhere
             return
-        if self.save_when.is_due(Moment(step, self._last_saved_step, exception=True)):
+        if self.save_when.is_due(Moment(step, self._session.last_saved_step, exception=True)):
             what = f"{type(error).__name__}: {error}".partition("\n")[0]
             try:
-                self._saver.settle()
+                self._session.saver.settle()
                 path = self._save(Occasion(step, exception=what)).wait()
             except CheckpointError as failure:
                 _log.warning("nothing was saved after %s: %s", type(error).__name__, failure)
@@ -350,4 +443,4 @@ class CheckpointManager:
                 _log.warning("saved step %s after %s: %s", step, type(error).__name__, path)
 
     def __repr__(self) -> str:
-        return f"<CheckpointManager {str(self.folder)!r} of {', '.join(self.state)}; last step {self._last_step}>"
+        return f"<CheckpointManager {str(self.folder)!r} of {', '.join(self.state)}; last step {self.last_step}>"

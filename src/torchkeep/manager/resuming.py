@@ -85,7 +85,9 @@ class Resume:
 
     def _set_aside(self, path: Path, error: CheckpointError) -> None:
         self.faults.append(f"{path.name}: {error.what}")
-        if self.ranks.rank == 0 and self.may_set_aside:
+        if not self.may_set_aside:
+            warn(f"passed over {path.name}: {error}")
+        elif self.ranks.rank == 0:
             self.folder.set_aside(path, error)
 
     def _first_good(self, run: Run, candidates: Sequence[Committed]) -> Resumed:
@@ -112,7 +114,7 @@ class Resume:
         """Restore on every rank, or say on every rank that it did not work on one."""
         loaded, error = None, None
         try:
-            loaded = self._restore(committed)
+            loaded = self.restore(committed)
         except Exception as raised:  # noqa: BLE001 - raised again once every rank knows
             error = raised
         damaged, failed = self.ranks.most([isinstance(error, CorruptError), error is not None])
@@ -126,7 +128,13 @@ class Resume:
             raise RuntimeError("a restore gave nothing")
         return loaded
 
-    def _restore(self, committed: Committed) -> Loaded:
+    def restore(self, committed: Committed) -> Loaded:
+        """Restore one checkpoint on this rank.
+
+        Raises:
+            PlanError: It does not fit; nothing was touched.
+            CorruptError: It is damaged; objects may be partly overwritten.
+        """
         from torchkeep.folder.read import open_folder
         from torchkeep.live.build import Builder
         from torchkeep.live.rng import restore_rng

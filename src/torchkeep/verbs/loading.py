@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -244,7 +245,8 @@ def _place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads:
             raise
         except Exception as error:
             for put_back in reversed(undo):
-                put_back()
+                with suppress(Exception):  # what refuses its new state may refuse its old one: the first error is told
+                    put_back()
             raise _refused(plan, target, error) from error
         notes += target.notes()
     return notes

@@ -1,0 +1,135 @@
+"""One process's part in a run: its state, its folder, the ranks it is one of, and where it stands."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torchkeep.errors import NotFoundError
+from torchkeep.folder.committed import read_record
+from torchkeep.folder.record import RECORD_NAME
+from torchkeep.manager.drafting import Occasion, draft_of_state
+from torchkeep.manager.notices import warn
+from torchkeep.manager.ranks import Ranks, ranks_here
+from torchkeep.manager.resuming import Resume, Resumed
+from torchkeep.manager.run_folder import RunFolder
+from torchkeep.manager.saving import Saver
+from torchkeep.planning.rules import Rule
+from torchkeep.policies import RetentionPolicy
+from torchkeep.verbs.background import SaveHandle
+
+
+class Session:
+    """Resumes and saves for a manager, which decides when.
+
+    Attributes:
+        state: What the manager was given.
+        held: The same, each value as what is saved and takes its state back.
+        retain: What is kept after each save.
+        folder: The run folder.
+        saver: What saves into it.
+        threads: Threads that hash, read and write.
+        last_step: The step last finished.
+        last_saved_step: The step last saved or resumed from.
+        last_save_seconds: When that was, as `time.monotonic` counts.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, object],
+        held: Mapping[str, object],
+        folder: str | os.PathLike[str],
+        retain: RetentionPolicy,
+        threads: int,
+    ) -> None:
+        self.state = dict(state)
+        self.held = held
+        self.retain = retain
+        self.folder = RunFolder(folder)
+        self.saver = Saver(self.folder.path, retain, threads)
+        self.threads = threads
+        self.last_step: int | None = None
+        self.last_saved_step: int | None = None
+        self.last_save_seconds = time.monotonic()
+        self._ranks: Ranks | None = None
+        self._origin: object = None
+        self._has_looked_around = False
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks of this training, asked for by all of them at the first call that needs them."""
+        if self._ranks is None:
+            self._ranks = self.saver.ranks = ranks_here()
+            self.saver.outcomes = ranks_here()
+        return self._ranks
+
+    def resume(self, step: int | None, only: Sequence[str] | None, rules: Sequence[Rule]) -> int | None:
+        """Resume this run: the next step; None when it is new."""
+        self.ranks.together(self.folder.own, only_first=True)
+        self.folder.mark_resumed()
+        resumed = Resume(self.folder, self.held, only, rules, self.threads, self.ranks).run(step)
+        return None if resumed is None else self._stand_at(resumed)
+
+    def branch(self, source: Path, step: int | None, only: Sequence[str] | None, rules: Sequence[Rule]) -> int:
+        """Go on from a checkpoint of another run, or from its newest: the next step."""
+        if (source / RECORD_NAME).exists():
+            step = read_record(source).step if step is None else step
+            source = source.parent
+        other = Resume(RunFolder(source), self.held, only, rules, self.threads, self.ranks, may_set_aside=False)
+        resumed = other.run(step)
+        if resumed is None:
+            raise NotFoundError("there is no checkpoint to branch from", where=source, remedy="check the path")
+        following, record = self._stand_at(resumed), resumed.committed.record
+        self.remember_origin("branch", resumed.committed.path, record.step, record.id)
+        return following
+
+    def remember_origin(
+        self, how: str, path: str | os.PathLike[str], step: int | None, identity: str | None = None
+    ) -> None:
+        """Let every checkpoint say where this run came from; the path is seen from the run folder, so both may move."""
+        relative = os.path.relpath(path, self.folder.path)
+        self._origin = {"how": how, "path": relative, "step": step, "id": identity}
+
+    def _stand_at(self, resumed: Resumed) -> int:
+        committed = resumed.committed
+        self.saver.notes += resumed.notes
+        self.saver.parent = (committed.path, committed.record)
+        self._origin = committed.record.provenance.get("origin")
+        self.last_step = self.last_saved_step = committed.step
+        self.last_save_seconds = time.monotonic()
+        return committed.step + 1
+
+    def save(self, occasion: Occasion) -> SaveHandle:
+        """Save now, once the save before has ended; see `CheckpointManager.save`."""
+        from torchkeep.live.finite import watched
+
+        self.ranks.together(self.folder.own, only_first=True)
+        self.ranks.together(self.folder.refuse_unresumed, only_first=True)
+        self._look_around()
+        provenance = {} if self._origin is None else {"origin": self._origin}
+        draft = draft_of_state(self.held, occasion, provenance, self.ranks)
+        self._miss_metrics(occasion)
+        specs = {(group, name): tensor.spec for group, of in draft.groups.items() for name, tensor in of.items()}
+        self.last_save_seconds = time.monotonic()
+        handle = self.saver.begin(draft, occasion.step, watched(self.state, draft.entries, specs))
+        self.last_step = self.last_saved_step = occasion.step
+        return handle
+
+    def _miss_metrics(self, occasion: Occasion) -> None:
+        for name in self.retain.metrics:
+            if name not in (occasion.metrics or {}):
+                there = f"; it has {', '.join(occasion.metrics)}" if occasion.metrics else ""
+                warn(f"step {occasion.step} is saved without the metric {name!r} that retention asks for{there}")
+
+    def _look_around(self) -> None:
+        """At the first save, say what an exact resume would need and the state does not hold."""
+        if self._has_looked_around:
+            return
+        from torchkeep.live.unregistered import unregistered
+
+        self._has_looked_around = True
+        found = unregistered(self.state)
+        if found:
+            warn("a resume will not be exact; give the manager's state:\n  " + "\n  ".join(found))

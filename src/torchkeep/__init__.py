@@ -3,6 +3,7 @@
     save(obj, path), load(path, into=...), open(path), plan(path, into=...), verify(path), checkpoints(run)
     Rename, Skip, Only, Cast              what a load may do about differing names, tensors and dtypes
     replace_head, freeze, unfreeze, trainable, param_groups
+    save_whole(model, path), load_whole(path, trust=[...]), export(model, example_inputs, path)
     CheckpointManager with EverySteps, OnPreemption, KeepLast, KeepBest, KeepEvery; prune(run, policy)
 
 Rarer rules, policies and errors are in `torchkeep.rules`, `torchkeep.policies` and `torchkeep.errors`.
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torchkeep.verbs.averaging import average as average
     from torchkeep.verbs.converting import convert as convert
     from torchkeep.verbs.diffing import diff as diff
+    from torchkeep.verbs.exporting import export as export
     from torchkeep.verbs.listing import checkpoints as checkpoints
     from torchkeep.verbs.loading import load as load
     from torchkeep.verbs.loading import plan as plan
@@ -65,6 +67,7 @@ _HOMES = {
     "checkpoints": "verbs.listing",
     "convert": "verbs.converting",
     "diff": "verbs.diffing",
+    "export": "verbs.exporting",
     "freeze": "live.freeze",
     "load": "verbs.loading",
     "load_whole": "verbs.whole",

@@ -36,12 +36,12 @@ def save_file(target: Path, draft: Draft, threads: int) -> Saved:
     merged = {names[group, name]: tensor for group, of in draft.groups.items() for name, tensor in of.items()}
     with not_saved(target):
         replaces = there.id if target.is_file() and (there := _identify(target)) else None
-        placed = _place(merged, threads)
+        placed = place(merged, threads)
         make_parents(target.parent)
         recover(target.parent)
         staging = Staging(target.parent, as_file=True)
         try:
-            record = _record_of(draft, {key: placed[name] for key, name in names.items()}, staging.id)
+            record = record_of(draft, {key: placed[name] for key, name in names.items()}, staging.id)
             text = encode_record(record).decode("ascii")
             specs = {group: {name: tensor.spec for name, tensor in of.items()} for group, of in draft.groups.items()}
             header = single_file_header(specs, text)
@@ -54,7 +54,8 @@ def save_file(target: Path, draft: Draft, threads: int) -> Saved:
     return Saved(target, record, len(header) + draft.tensor_bytes, 0)
 
 
-def _place(merged: dict[str, DraftTensor], threads: int) -> dict[str, StoredTensor]:
+def place(merged: dict[str, DraftTensor], threads: int) -> dict[str, StoredTensor]:
+    """Where tensors would lie one after the other, widest elements first, with their digests."""
     order = file_order({name: tensor.spec for name, tensor in merged.items()})
     digests = in_parallel(lambda name: chunk_digests(merged[name].read()), order, threads)
     placed, position = {}, 0
@@ -65,7 +66,8 @@ def _place(merged: dict[str, DraftTensor], threads: int) -> dict[str, StoredTens
     return placed
 
 
-def _record_of(draft: Draft, placed: dict[tuple[str, str], StoredTensor], identity: str) -> Record:
+def record_of(draft: Draft, placed: dict[tuple[str, str], StoredTensor], identity: str) -> Record:
+    """The record of a draft that goes into one file."""
     return Record(
         id=identity,
         saved_at_ns=draft.saved_at_ns,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,13 +35,19 @@ def outputs_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     """
     flags = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(SEED)
-            output = model(*_copied(args), **_copied(dict(kwargs)))
+        return tensors_given_by(model.eval(), args, kwargs)
     finally:
         for module, training in flags.items():
             module.training = training
+
+
+def tensors_given_by(
+    call: Callable[..., object], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """As `outputs_of`, of anything that can be called as it is."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(SEED)
+        output = call(*_copied(args), **_copied(dict(kwargs)))
     found = {name_of(path) or "output": tensor.detach() for path, tensor in _tensors_in(output, ())}
     if not found:
         raise FormatError(f"the model gives a {type(output).__name__} without tensors, of which nothing can be kept")

@@ -17,8 +17,9 @@ from torchkeep.folder.recovery import recover
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_save_killed_at_any_call_leaves_the_old_or_the_new_checkpoint(name, victim, tmp_path):
+def test_a_save_killed_at_any_call_leaves_the_old_or_the_new_checkpoint(name, victim, tmp_path, campaign):
     scenario = SCENARIOS[name]
     before = tmp_path / "before"
     before.mkdir()
@@ -43,3 +44,4 @@ def test_a_save_killed_at_any_call_leaves_the_old_or_the_new_checkpoint(name, vi
     became_new = seen.index(NEW) if scenario.commits else len(seen)
     assert became_new - 1 in renames or not scenario.commits
     assert seen == [old] * became_new + [NEW] * (len(seen) - became_new)
+    campaign.report(name, kills=len(calls), old=seen.count(old), new=seen.count(NEW), lost=0)

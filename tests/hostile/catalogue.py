@@ -188,6 +188,8 @@ FOLDERS: Mapping[str, tuple[Callable[[Path], Path], Outcome]] = {
         checkpoints.run_of(lambda folder: checkpoints.write_checkpoint(folder / "STEP-00000004", 4)), None),
     "134 version 2": (with_record(lambda members: members.update(version=2)), FormatError),
     "135 an unknown feature": (with_record(lambda members: members.update(requires=["zstd"])), FormatError),
+    "135 a feature that is a list": (with_record(lambda members: members.update(requires=[[]])), FormatError),
+    "119 a record of no shards": (with_record(lambda members: members.update(shards={})), CorruptError),
     "137 a parent that is itself": (
         with_record(lambda members: members["provenance"].update(parent=members["id"])), None),
     "138 a hole": (with_record(lambda members: _tensor(members).update(begin=8, end=24)), CorruptError),

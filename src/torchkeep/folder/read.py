@@ -186,6 +186,8 @@ def open_folder(path: Path, read_as: Callable[[Record], Record] | None = None) -
         read_as: Gives the record that is read instead of the one that is there.
     """
     record = read_record(path) if read_as is None else read_as(read_record(path))
+    if not record.shards and any(record.tensors.values()):
+        raise CorruptError("the record is damaged: it is that of a single file", where=path, remedy=_REMEDY)
     descriptors: dict[str, int] = {}
     begins: dict[str, int] = {}
     faults: list[str] = []

@@ -253,7 +253,7 @@ def _refuse_unknown(members: Mapping[str, object], where: str) -> None:
         _expect(members.get("version"), int, "version"),
         _expect(members.get("requires"), list, "requires"),
     )
-    unknown = [str(name) for name in requires if name not in KNOWN_FEATURES]
+    unknown = [name for name in map(str, requires) if name not in KNOWN_FEATURES]
     if version != VERSION or unknown:
         asks = f"format version {version}" if version != VERSION else f"the features {', '.join(unknown)}"
         what = f"the record needs {asks}; this torchkeep reads version {VERSION}"

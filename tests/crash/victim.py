@@ -6,19 +6,23 @@ gives the number of the thread that stands at its gate; ``go`` opens the gate an
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import select
+import signal
 import sys
 import tempfile
 import threading
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from tests.crash.versions import NEXT, Run, assert_same, leftovers, save_step, save_version, state, version_of
 
 import torchkeep as tk
@@ -26,6 +30,9 @@ from torchkeep.folder import renames
 from torchkeep.verbs.background import SaveHandle
 
 SAVED, REFUSED = 0, 10
+PR_SET_PDEATHSIG = 1
+RUN = SaveHandle._run
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def save_and_go_on(path: Path, version: int) -> None:
@@ -58,9 +65,24 @@ def save_and_go_on(path: Path, version: int) -> None:
     os._exit(outcome)
 
 
+def save_step_on_two_ranks(path: Path, version: int) -> None:
+    """Resume a run and save its next step on two ranks; this process is rank 0, and rank 1 dies with it."""
+    rendezvous = Path(tempfile.mkdtemp(), "rendezvous")
+    partner = os.fork()
+    if not partner:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        SaveHandle._run = RUN
+    dist.init_process_group("gloo", f"file://{rendezvous}", timedelta(seconds=60), 2, 0 if partner else 1)
+    save_step(path, version)
+    if not partner:
+        os._exit(0)
+    assert os.waitpid(partner, 0)[1] == 0
+
+
 SAVERS: dict[str, Callable[[Path, int], None]] = {
     "version": save_version,
     "step": save_step,
+    "step, on two ranks": save_step_on_two_ranks,
     "version, and go on": save_and_go_on,
     "step, and go on": save_and_go_on,
 }

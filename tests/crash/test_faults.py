@@ -163,7 +163,7 @@ def test_a_file_whose_close_fails_was_not_saved_or_was_flushed_before(name, tmp_
     assert [each.name for each in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("jump_seconds", [-400 * 86_400, 400 * 86_400, -time.time() + 1])
+@pytest.mark.parametrize("jump_seconds", [-400 * 86_400, 400 * 86_400, -50 * 366 * 86_400])
 def test_a_clock_that_jumps_changes_nothing_about_which_step_is_the_newest(jump_seconds, tmp_path, monkeypatch):
     now, now_ns = time.time, time.time_ns
     run = Run(tmp_path / "run")

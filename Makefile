@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: venv system-tools lint test campaign demo clean
+.PHONY: venv system-tools lint test screenshots campaign demo clean
 
 venv: $(READY)
 
@@ -40,6 +40,10 @@ campaign: venv system-tools
 
 demo: venv
 	$(BIN)/python examples/demo.py
+
+# The pictures in docs/images anew, from a real run.
+screenshots: venv system-tools
+	$(BIN)/python examples/screenshots.py docs/images
 
 clean:
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

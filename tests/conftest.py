@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 from tests.campaign import Campaign, Collector
 
+from browser import find_chromium
 from real_checkpoints import DownloadError, fetch
 
 # Workers share the cores already. Set before torch is imported, and inherited by the processes that tests start.
@@ -82,7 +83,7 @@ def strace() -> str:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Give the path of a Chromium."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    found = find_chromium()
     if found is None:
         absent("chromium is not installed; scripts/system-tools says how")
     return found

@@ -4,15 +4,19 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import urllib.request
+import webbrowser
+from pathlib import Path
 
 import pytest
 import torch
 
 import torchkeep as tk
 from torchkeep.cli import main
+from torchkeep.viewer.server import Server
 
 
 @pytest.fixture
@@ -47,26 +51,38 @@ def test_it_prints_the_address_serves_until_ctrl_c_and_ends_well(run, ending, fo
     assert errors == "serving to this machine alone; Ctrl-C ends it\n"
 
 
-def test_no_browser_is_opened_without_a_screen(run, monkeypatch):
-    import webbrowser
-
-    from torchkeep.cli import view
-    from torchkeep.viewer.server import Server
-
-    opened = []
-    monkeypatch.setattr(webbrowser, "open", opened.append)
+@pytest.fixture
+def opened(monkeypatch):
+    """Give the list of what a browser would be opened at, each with what is there then; serving ends at once."""
+    found = []
+    monkeypatch.setattr(
+        webbrowser, "open", lambda url: found.append((url, os.stat(url[7:]), Path(url[7:]).read_text()))
+    )
     monkeypatch.setattr(Server, "serve_forever", lambda _: None)
+    monkeypatch.setattr(sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(view.sys, "platform", "linux")
-    assert main(["view", run]) == 0
+    return found
+
+
+@pytest.mark.parametrize(("screen", "form"), [({}, []), ({"DISPLAY": ":0"}, ["--no-browser"])])
+def test_no_browser_is_opened_without_a_screen_or_a_wish(run, opened, monkeypatch, screen, form):
+    for name, value in screen.items():
+        monkeypatch.setenv(name, value)
+    assert main(["view", run, *form]) == 0
     assert opened == []
 
+
+def test_a_browser_is_led_to_the_address_by_a_file_that_nobody_else_may_read(run, opened, monkeypatch, capsys):
     monkeypatch.setenv("DISPLAY", ":0")
-    assert main(["view", run, "--no-browser"]) == 0
-    assert opened == []
     assert main(["view", run]) == 0
-    assert len(opened) == 1
+
+    address = capsys.readouterr().out.strip()
+    ((url, status, text),) = opened
+    assert address.split("/")[-2] not in url
+    assert stat.S_IMODE(status.st_mode) == 0o600
+    assert f'content="0;url={address}"' in text
+    assert not os.path.exists(url[7:])
 
 
 def test_an_export_says_what_it_wrote(run, capsys):

@@ -6,20 +6,11 @@ import shutil
 
 import pytest
 import torch
+from playwright.sync_api import expect
 from tests.viewer.serving import HOSTILE, serving
 
 import torchkeep as tk
-
-# A browser of a distribution, started as root in a closed network: it must look nobody up.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from browser import chromium as started
 
 
 class Blocks(torch.nn.Module):
@@ -73,12 +64,9 @@ def server(run):
 @pytest.fixture(scope="module")
 def browser(chromium):
     """Give one Chromium for a module; it ends with it, since Playwright keeps an event loop running."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    expect.set_options(timeout=30_000)
+    with started(chromium) as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -95,7 +83,7 @@ def visit(browser):
     ):
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         page = context.new_page()
         page.on("console", lambda said: (allowed and allowed in said.text) or faults.append(f"console: {said.text}"))
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))

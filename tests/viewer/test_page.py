@@ -13,7 +13,7 @@ from torchkeep.viewer.page import SCRIPTS, STYLES, policy_of, render
 
 ASSETS = files("torchkeep.viewer") / "assets"
 TEXTS = {each.name: each.read_text(encoding="utf-8") for each in ASSETS.iterdir()}
-MOST_LINES = 300
+MOST_LINES, MOST_COLUMNS = 400, 120
 FORBIDDEN = [
     r"\.(inner|outer)HTML",
     r"insertAdjacentHTML",
@@ -36,6 +36,7 @@ def test_every_file_is_part_of_the_page():
 def test_a_file_is_short_plain_and_makes_no_markup_from_text(name):
     text = TEXTS[name]
     assert len(text.splitlines()) <= MOST_LINES
+    assert max(map(len, text.splitlines())) <= MOST_COLUMNS
     assert text.isascii() or not re.search(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2064]", text)
     if name.endswith(".js"):
         assert text.startswith('"use strict";\n// ')

@@ -6,7 +6,11 @@ import argparse
 import errno
 import os
 import sys
+import tempfile
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchkeep.cli.console import UsageError, Verbs, add_verb, say, say_json, tell
@@ -111,13 +115,20 @@ def _serve(subject: Subject, arguments: argparse.Namespace) -> int:
             say(server.url)
         sys.stdout.flush()
         tell("serving to this machine alone; Ctrl-C ends it")
-        if not arguments.no_browser and _has_screen():
-            webbrowser.open(server.url)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:  # the way to end it
-            return 0
+        wants_browser = not arguments.no_browser and _has_screen()
+        with _browser_at(server.url) if wants_browser else nullcontext(), suppress(KeyboardInterrupt):
+            server.serve_forever()  # Ctrl-C is the way to end it
     return 0
+
+
+@contextmanager
+def _browser_at(url: str) -> Iterator[None]:
+    """Open a browser, by a file that leads there: the browser's command line is for all users of a machine to see."""
+    with tempfile.NamedTemporaryFile("w", prefix="torchkeep-view-", suffix=".html") as leading:
+        leading.write(f'<!doctype html><meta http-equiv="refresh" content="0;url={url}">')
+        leading.flush()
+        webbrowser.open(Path(leading.name).as_uri())
+        yield
 
 
 def _server(subject: Subject, port: int) -> Server:

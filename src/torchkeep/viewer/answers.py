@@ -9,6 +9,7 @@ from typing import TypeAlias
 from torchkeep.errors import CheckpointError, NotFoundError, PlanError
 from torchkeep.folder.read import FolderSource
 from torchkeep.tensors import TensorSpec, walk
+from torchkeep.verbs.opening import Checkpoint
 from torchkeep.verbs.outline import printable, value_text
 from torchkeep.viewer.fit import fit_of
 from torchkeep.viewer.measures import movement_of, tensor_of
@@ -18,6 +19,7 @@ from torchkeep.viewer.subject import FILE, Held, Subject
 Line: TypeAlias = Mapping[str, object]
 MOST_VALUES = 500
 _LONGEST_NAME = 200
+_VERSIONS = ("torchkeep", "torch", "python", "git_commit")
 _POSITION = re.compile("[0-9]{1,9}")
 
 
@@ -51,13 +53,8 @@ def key_of(question: str, asked: Mapping[str, str]) -> str:
 
 def fault_of(error: CheckpointError) -> dict[str, object]:
     """An error as the page shows it."""
-    where, remedy = error.where and printable(error.where), error.remedy and printable(error.remedy)
-    return {
-        "what": printable(error.what),
-        "where": where,
-        "faults": list(map(printable, error.faults)),
-        "remedy": remedy,
-    }
+    texts = {"what": error.what, "where": error.where, "remedy": error.remedy}
+    return {"faults": list(map(printable, error.faults)), **{key: of and printable(of) for key, of in texts.items()}}
 
 
 def describe_subject(subject: Subject) -> Line:
@@ -98,10 +95,7 @@ def describe_subject(subject: Subject) -> Line:
 def describe_checkpoint(held: Held) -> Line:
     """One checkpoint: facts, plain values, the entry taken for the weights, and its tensors by columns."""
     checkpoint = held.checkpoint
-    try:
-        weights, note = checkpoint.weights(), None
-    except (NotFoundError, PlanError) as error:
-        weights, note = None, "; ".join([error.what, *error.faults])
+    weights, note = _weights(checkpoint)
     return {
         "path": printable(str(checkpoint.path)),
         "format": checkpoint.format,
@@ -109,12 +103,20 @@ def describe_checkpoint(held: Held) -> Line:
         "metrics": _metrics(checkpoint.metrics),
         "facts": facts_of(held),
         "values": values_of(checkpoint.tree),
-        "weights": None
-        if weights is None
-        else {"entry": weights.entry, "tensor_count": len(weights), "parameter_count": weights.parameter_count},
+        "weights": weights,
         "weights_note": note,
         "tensors": columns_of(held),
     }
+
+
+def _weights(checkpoint: Checkpoint) -> tuple[Line | None, str | None]:
+    """The entry taken for the weights, or why there is none."""
+    try:
+        found = checkpoint.weights()
+    except (NotFoundError, PlanError) as error:
+        return None, printable("; ".join([error.what, *error.faults]))
+    counts = {"tensor_count": len(found), "parameter_count": found.parameter_count}
+    return {"entry": printable(found.entry), **counts}, None
 
 
 def _metrics(metrics: Mapping[str, float]) -> dict[str, object]:
@@ -128,9 +130,7 @@ def facts_of(held: Held) -> list[tuple[str, str]]:
     given = metadata.get("__metadata__", metadata)
     facts = given if isinstance(given, Mapping) else {}
     if isinstance(provenance, Mapping):
-        facts = {
-            name.replace("_", " "): provenance.get(name) for name in ("torchkeep", "torch", "python", "git_commit")
-        }
+        facts = {name.replace("_", " "): provenance.get(name) for name in _VERSIONS}
     texts = {str(name): str(value) for name, value in facts.items() if isinstance(value, (str, int, float))}
     return [(printable(name[:_LONGEST_NAME]), printable(text[:_LONGEST_NAME])) for name, text in texts.items()]
 

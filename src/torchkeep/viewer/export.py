@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,59 +75,41 @@ def _newest_pair(subject: Subject) -> tuple[str | None, str]:
 def _answers(
     subject: Subject, before: str | None, at: str, progress: Callable[[int, int], object] | None
 ) -> dict[str, Sequence[Line]]:
-    """Every answer that the page will ask for; what one of them cannot say does not keep the others away."""
-    found: dict[str, Sequence[Line]] = {}
-    beside = {} if before is None else {"beside": before}
-
-    def ask(question: str, **asked: str) -> None:
-        found[key_of(question, asked)] = list(answer(subject, question, asked))
-
-    ask("subject")
-    ask("checkpoint", of=at)
+    """Every answer that the page will ask for. What one of them cannot say, the page will show in its place."""
     with subject.opened(at) as held:
         count = len(held.tensors)
-    done = 0
-
-    def measure(position: int) -> None:
-        nonlocal done
-        ask("tensor", of=at, at=str(position), **beside)
-        done += 1
-        if progress is not None:
-            progress(done, count)
-
-    in_parallel(measure, range(count), default_threads())
-    if before is not None:
-        found |= _compared(subject, before, at)
-    return found
-
-
-def _compared(subject: Subject, before: str, at: str) -> Mapping[str, Sequence[Line]]:
+    beside = {} if before is None else {"beside": before}
+    done = itertools.count(1)
     found: dict[str, Sequence[Line]] = {}
-    plans = [("plan", {"from": at, "into": before, **rules}) for rules in ({}, {"rules": "suggested"})]
-    for question, asked in [("movement", {"from": before, "to": at}), *plans]:
+
+    def ask(question: str, asked: Mapping[str, str]) -> None:
         try:
             found[key_of(question, asked)] = list(answer(subject, question, asked))
-        except CheckpointError as error:  # two entries tie, say: the page shows why
+        except CheckpointError as error:  # a tensor is damaged, two entries tie
             found[key_of(question, asked)] = [{"fault": fault_of(error)}]
+
+    def measure(position: int) -> None:
+        ask("tensor", {"of": at, "at": str(position), **beside})
+        if progress is not None:
+            progress(next(done), count)
+
+    ask("subject", {})
+    ask("checkpoint", {"of": at})
+    in_parallel(measure, range(count), default_threads())
+    if before is not None:
+        ask("movement", {"from": before, "to": at})
+        ask("plan", {"from": at, "into": before})
+        ask("plan", {"from": at, "into": before, "rules": "suggested"})
     return found
 
 
 def _replace(target: Path, content: bytes) -> None:
+    staged = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
     try:
-        descriptor, staged = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
+        with staged.open("xb") as file:
+            file.write(content)
+        staged.replace(target)
     except FileNotFoundError as error:
         raise NotFoundError("there is no such folder", where=target.parent, remedy="make it first") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(staged, 0o666 & ~_umask())
-        os.replace(staged, target)
-    except BaseException:
-        os.unlink(staged)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    finally:
+        staged.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ SCRIPTS = (
     "state.js",
     "colours.js",
     "axes.js",
+    "steering.js",
     "line_chart.js",
     "bar_chart.js",
     "treemap_layout.js",
@@ -32,6 +33,8 @@ SCRIPTS = (
     "heat_map.js",
     "movement_view.js",
     "plan_view.js",
+    "subject.js",
+    "frame.js",
     "main.js",
 )
 

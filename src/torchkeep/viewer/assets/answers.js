@@ -14,7 +14,12 @@ const answers = (() => {
 
   // As `answers.key_of` in Python makes it.
   function keyOf(question, asked) {
-    return [question, ...Object.entries(asked).sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, value]) => `${name}=${value}`)].join(" ");
+    return [
+      question,
+      ...Object.entries(asked)
+        .sort(([a], [b]) => (a < b ? -1 : 1))
+        .map(([name, value]) => `${name}=${value}`),
+    ].join(" ");
   }
 
   function has(question, asked) {
@@ -24,13 +29,17 @@ const answers = (() => {
   async function* lines(question, asked, signal) {
     if (carried !== null) {
       const found = carried[keyOf(question, asked)];
-      if (!found) throw new Fault({ what: "this report does not hold that", remedy: "open the run itself: torchkeep view" });
+      if (!found)
+        throw new Fault({ what: "this report does not hold that", remedy: "open the run itself: torchkeep view" });
       for (const line of found) yield checked(line);
       return;
     }
     const response = await fetch(`${question}?${new URLSearchParams(asked)}`, { signal }).catch((error) => {
       if (error.name === "AbortError") throw error;
-      throw new Fault({ what: "torchkeep view does not answer", remedy: "start it again and open the address it prints" });
+      throw new Fault({
+        what: "torchkeep view does not answer",
+        remedy: "start it again and open the address it prints",
+      });
     });
     if (!response.ok && response.status !== 422) throw new Fault({ what: (await response.text()).trim() });
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -65,5 +74,14 @@ const answers = (() => {
     return kept.get(key);
   }
 
-  return { standsAlone: carried !== null, carried: Object.keys(carried ?? {}), has, lines, first, once, forget: () => kept.clear(), Fault };
+  return {
+    standsAlone: carried !== null,
+    carried: Object.keys(carried ?? {}),
+    has,
+    lines,
+    first,
+    once,
+    forget: () => kept.clear(),
+    Fault,
+  };
 })();

@@ -8,7 +8,8 @@ const axes = (() => {
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((factor) => rough <= factor * power * 1.0001);
     const found = [];
-    for (let index = Math.ceil(low / step - 1e-9); index * step <= high + step * 1e-9; index += 1) found.push(index * step);
+    for (let index = Math.ceil(low / step - 1e-9); index * step <= high + step * 1e-9; index += 1)
+      found.push(index * step);
     return found;
   }
 
@@ -44,5 +45,14 @@ const axes = (() => {
     return String(Number(value.toPrecision(4))).replace("-", "−");
   }
 
-  return { ticks, linear, logarithmic, short };
+  // Columns of some heights that stand side by side on a line, as one path.
+  function columns(heights, { left, bottom, slot, gap }) {
+    const column = (height, index) => {
+      const [x, up, across] = [left + index * slot + gap / 2, height, slot - gap].map((size) => size.toFixed(2));
+      return `M${x} ${bottom}v-${up}h${across}v${up}z`;
+    };
+    return heights.map(column).join("");
+  }
+
+  return { columns, ticks, linear, logarithmic, short };
 })();

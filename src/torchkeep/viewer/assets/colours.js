@@ -3,8 +3,22 @@
 const colours = (() => {
   const ORDER = ["system", "light", "dark"];
   const HUES = [188, 48, 285, 130, 18, 240, 90, 330];
-  const LIGHT_STOPS = [[226, 240, 231], [174, 219, 196], [104, 186, 174], [43, 142, 160], [33, 93, 140], [40, 46, 104]];
-  const DARK_STOPS = [[33, 46, 74], [35, 85, 124], [30, 138, 140], [88, 184, 120], [208, 214, 98], [255, 243, 184]];
+  const LIGHT_STOPS = [
+    [226, 240, 231],
+    [174, 219, 196],
+    [104, 186, 174],
+    [43, 142, 160],
+    [33, 93, 140],
+    [40, 46, 104],
+  ];
+  const DARK_STOPS = [
+    [33, 46, 74],
+    [35, 85, 124],
+    [30, 138, 140],
+    [88, 184, 120],
+    [208, 214, 98],
+    [255, 243, 184],
+  ];
   const listeners = new Set();
   const preferred = matchMedia("(prefers-color-scheme: dark)");
   let scheme = "system";
@@ -24,12 +38,18 @@ const colours = (() => {
   }
 
   const probe = document.createElement("span");
+  const found = new Map(); // of the scheme that is shown
+  listeners.add(() => found.clear());
+
+  // What a variable of theme.css is in the scheme that is shown.
   function of(variable) {
-    document.body.append(probe);
-    probe.style.color = `var(${variable})`;
-    const found = getComputedStyle(probe).color;
-    probe.remove();
-    return found;
+    if (!found.has(variable)) {
+      document.body.append(probe);
+      probe.style.color = `var(${variable})`;
+      found.set(variable, getComputedStyle(probe).color);
+      probe.remove();
+    }
+    return found.get(variable);
   }
 
   // A group's ground: as many hues as an eye tells apart, then the same again, duller.
@@ -45,7 +65,9 @@ const colours = (() => {
     const stops = isDark() ? DARK_STOPS : LIGHT_STOPS;
     const t = Math.max(0, Math.min(1, share)) * (stops.length - 1);
     const first = Math.min(Math.floor(t), stops.length - 2);
-    const mixed = stops[first].map((value, channel) => Math.round(value + (t - first) * (stops[first + 1][channel] - value)));
+    const mixed = stops[first].map((value, channel) =>
+      Math.round(value + (t - first) * (stops[first + 1][channel] - value)),
+    );
     return `rgb(${mixed.join(" ")})`;
   }
 
@@ -55,5 +77,15 @@ const colours = (() => {
     if (scheme === "system") for (const listener of listeners) listener();
   });
 
-  return { of, group, scale, onScale, isDark, choose, next, current: () => scheme, onChange: (listener) => listeners.add(listener) };
+  return {
+    of,
+    group,
+    scale,
+    onScale,
+    isDark,
+    choose,
+    next,
+    current: () => scheme,
+    onChange: (listener) => listeners.add(listener),
+  };
 })();

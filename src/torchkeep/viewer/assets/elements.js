@@ -31,8 +31,17 @@ const elements = (() => {
   // A definition list; rows without a value are left out.
   function pairs(rows, className = "pairs") {
     const shown = rows.filter(([, value]) => value !== null && value !== undefined && value !== "");
-    if (className === "facts") return el("dl", { class: className }, shown.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
-    return el("dl", { class: className }, shown.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+    if (className === "facts")
+      return el(
+        "dl",
+        { class: className },
+        shown.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
+      );
+    return el(
+      "dl",
+      { class: className },
+      shown.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]),
+    );
   }
 
   function card(title, about, ...content) {
@@ -45,8 +54,14 @@ const elements = (() => {
   function note(strong, rest, { bad = false, list = [] } = {}) {
     const said = [el("strong", {}, strong), rest ? ` ${rest}` : ""];
     const more = list.length > MOST_LISTED ? `… and ${list.length - MOST_LISTED} more` : null;
-    const lines = el("ul", {}, [...list.slice(0, MOST_LISTED), more].filter(Boolean).map((line) => el("li", {}, line)));
-    const content = list.length ? el("details", { open: bad && list.length < 6 }, el("summary", {}, said), lines) : said;
+    const lines = el(
+      "ul",
+      {},
+      [...list.slice(0, MOST_LISTED), more].filter(Boolean).map((line) => el("li", {}, line)),
+    );
+    const content = list.length
+      ? el("details", { open: bad && list.length < 6 }, el("summary", {}, said), lines)
+      : said;
     return el("div", { class: bad ? "note bad" : "note", role: bad ? "alert" : null }, content);
   }
 
@@ -73,10 +88,21 @@ const elements = (() => {
 
   function copy(button, content) {
     const said = button.textContent;
-    navigator.clipboard.writeText(content).then(
-      () => { button.textContent = "Copied"; },
-      () => { button.textContent = "Select and copy it"; },
-    ).finally(() => setTimeout(() => { button.textContent = said; }, 1600));
+    navigator.clipboard
+      .writeText(content)
+      .then(
+        () => {
+          button.textContent = "Copied";
+        },
+        () => {
+          button.textContent = "Select and copy it";
+        },
+      )
+      .finally(() =>
+        setTimeout(() => {
+          button.textContent = said;
+        }, 1600),
+      );
   }
 
   return { el, svg, one, pairs, card, note, tip, hideTip, announce, copy };

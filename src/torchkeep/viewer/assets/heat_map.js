@@ -7,13 +7,21 @@ const heatMap = (() => {
   const HEADER = 18;
   const LONGEST = 30;
 
-  // `colourOf(index)` is a ground, or null for what is not in both; `tell(index)` gives lines; `onPick(index)` is called for a tensor.
+  // `colourOf(index)` is a ground, or null for what is not in both; `tell(index)` gives lines; `onPick(index)` is
+  // called for a tensor; `room()` is how wide it may be.
   function create(stack, { room, colourOf, tell, onPick, isCurrent }) {
     const at = new Map(stack.cells.map((cell) => [`${cell.row} ${cell.column}`, cell.index]));
     const hasColumns = stack.columns.some((column) => column !== "");
-    const canvas = el("canvas", { tabindex: 0, role: "application", "aria-label": `Heat map of ${stack.name || "the top"}: ${text.counted(stack.rows.length, "row")}, ${text.counted(stack.columns.length, "column")}. Arrow keys move, Enter shows the tensor.` });
+    const size = `${text.counted(stack.rows.length, "row")}, ${text.counted(stack.columns.length, "column")}`;
+    const label_ = `Heat map of ${stack.name || "the top"}: ${size}. Arrow keys move, Enter shows the tensor.`;
+    const canvas = el("canvas", { tabindex: 0, role: "application", "aria-label": label_ });
     const about = hasColumns ? ` ${stack.columns.length} layers` : "";
-    const node = el("div", { class: "stack" }, el("h3", {}, stack.name || "top level", el("span", {}, about)), el("div", { class: "stack-scroll" }, canvas));
+    const node = el(
+      "div",
+      { class: "stack" },
+      el("h3", {}, stack.name || "top level", el("span", {}, about)),
+      el("div", { class: "stack-scroll" }, canvas),
+    );
     let label = 0;
     let width = CELL; // of a cell: as wide as the room gives
     let pointed = null;
@@ -61,7 +69,8 @@ const heatMap = (() => {
       context.textAlign = "center";
       const every = Math.ceil(28 / width);
       stack.columns.forEach((column, place) => {
-        if (column !== "" && place % every === 0) context.fillText(String(column), label + (place + 0.5) * width, HEADER / 2);
+        if (column !== "" && place % every === 0)
+          context.fillText(String(column), label + (place + 0.5) * width, HEADER / 2);
       });
       context.textAlign = "left";
     }
@@ -75,14 +84,20 @@ const heatMap = (() => {
         return;
       }
       const box = canvas.getBoundingClientRect();
-      tip(tell(index), event?.clientX ?? box.left + label + cell.column * width, event?.clientY ?? box.top + top_ + cell.row * CELL);
+      tip(
+        tell(index),
+        event?.clientX ?? box.left + label + cell.column * width,
+        event?.clientY ?? box.top + top_ + cell.row * CELL,
+      );
       if (!event) announce(tell(index).join(", "));
     }
 
     function cellAt(event) {
       const column = Math.floor((event.offsetX - label) / width);
       const row = Math.floor((event.offsetY - top_) / CELL);
-      return column >= 0 && column < stack.columns.length && row >= 0 && row < stack.rows.length ? { row, column } : null;
+      return column >= 0 && column < stack.columns.length && row >= 0 && row < stack.rows.length
+        ? { row, column }
+        : null;
     }
 
     canvas.addEventListener("pointermove", (event) => {
@@ -97,7 +112,10 @@ const heatMap = (() => {
       if (ways[event.key]) {
         const [rows, columns] = ways[event.key];
         const from = pointed ?? { row: 0, column: -columns };
-        point({ row: within(from.row + rows, stack.rows.length), column: within(from.column + columns, stack.columns.length) });
+        point({
+          row: within(from.row + rows, stack.rows.length),
+          column: within(from.column + columns, stack.columns.length),
+        });
       } else if (event.key === "Enter") pick(pointed);
       else return;
       event.preventDefault();

@@ -1,7 +1,7 @@
 "use strict";
-// One metric over steps, with a dot for each checkpoint that is kept: point at one to read it, choose it to look into it.
+// One metric over steps, with a dot for each checkpoint that is kept.
 const lineChart = (() => {
-  const { el, svg, tip, hideTip, announce } = elements;
+  const { el, svg } = elements;
   const HEIGHT = 190;
   const EDGE = { left: 52, right: 12, top: 10, bottom: 24 };
   const MANY = 150;
@@ -9,7 +9,12 @@ const lineChart = (() => {
   // `points` are {x, y, id} in order of x; `chosen()` gives {at, from}; `onPick(id, asFrom)` is called for a choice.
   function create({ title, points, chosen, onPick, tell }) {
     const finite = points.filter((point) => Number.isFinite(point.y));
-    const drawing = svg("svg", { height: HEIGHT, tabindex: 0, role: "img", "aria-label": about(title, points, finite) });
+    const drawing = svg("svg", {
+      height: HEIGHT,
+      tabindex: 0,
+      role: "img",
+      "aria-label": about(title, points, finite),
+    });
     const head = el("div", { class: "chart-title" }, el("h3", { title }, title), el("p", {}, extremes(finite)));
     const node = el("div", { class: "chart" }, head, drawing);
     let scales = null;
@@ -28,49 +33,52 @@ const lineChart = (() => {
       const group = drawing.querySelector(".marks");
       if (!group) return;
       const { at, from } = chosen();
-      const marks = [[from, "from"], [at, "at"]].map(([id, kind]) => dot(points.find((point) => point.id === id), kind));
+      const marks = [
+        [from, "from"],
+        [at, "at"],
+      ].map(([id, kind]) =>
+        dot(
+          points.find((point) => point.id === id),
+          kind,
+        ),
+      );
       const hover = hovered >= 0 ? [lineAt(points[hovered]), dot(points[hovered], "hover")] : [];
       group.replaceChildren(...[...hover, ...marks].filter(Boolean));
     }
 
     const yOf = (point) => (Number.isFinite(point.y) ? scales.y.place(point.y) : EDGE.top);
-    const dot = (point, kind) => point && svg("circle", { class: `mark ${kind}`, r: 5, cx: scales.x.place(point.x), cy: yOf(point) });
-    const lineAt = (point) => svg("line", { class: "hover-line", x1: scales.x.place(point.x), x2: scales.x.place(point.x), y1: EDGE.top, y2: HEIGHT - EDGE.bottom });
+    const dot = (point, kind) =>
+      point && svg("circle", { class: `mark ${kind}`, r: 5, cx: scales.x.place(point.x), cy: yOf(point) });
+    const lineAt = (point) =>
+      svg("line", {
+        class: "hover-line",
+        x1: scales.x.place(point.x),
+        x2: scales.x.place(point.x),
+        y1: EDGE.top,
+        y2: HEIGHT - EDGE.bottom,
+      });
 
-    function hover(index, event) {
-      hovered = index;
-      mark();
-      if (index < 0) {
-        hideTip();
-        return;
-      }
-      const box = drawing.getBoundingClientRect();
-      const x = event?.clientX ?? box.left + scales.x.place(points[index].x);
-      const y = event?.clientY ?? box.top + yOf(points[index]);
-      tip(tell(points[index]), x, y);
-      if (!event) announce(tell(points[index]).join(", "));
-    }
-
-    drawing.addEventListener("pointermove", (event) => {
-      const x = event.clientX - drawing.getBoundingClientRect().left;
-      hover(nearest(points, scales.x.place, x), event);
-    });
-    drawing.addEventListener("pointerleave", () => hover(-1));
-    drawing.addEventListener("blur", () => hover(-1));
-    drawing.addEventListener("click", (event) => {
-      if (hovered >= 0) onPick(points[hovered].id, event.shiftKey);
-    });
-    drawing.addEventListener("keydown", (event) => {
-      const last = points.length - 1;
-      const start = hovered < 0 ? Math.max(0, points.findIndex((point) => point.id === chosen().at)) : hovered;
-      const places = { ArrowLeft: start - 1, ArrowRight: start + 1, Home: 0, End: last };
-      if (event.key in places) hover(Math.max(0, Math.min(last, places[event.key])));
-      else if (event.key === "Enter" && hovered >= 0) onPick(points[hovered].id, event.shiftKey);
-      else return;
-      event.preventDefault();
+    steering.attach(drawing, {
+      count: points.length,
+      indexAt: (x) => nearest(points, scales.x.place, x),
+      placeOf: (index) => [scales.x.place(points[index].x), yOf(points[index])],
+      start: () => points.findIndex((point) => point.id === chosen().at),
+      mark: (index) => {
+        hovered = index;
+        mark();
+      },
+      tell: (index) => tell(points[index]),
+      pick: (index, withShift) => onPick(points[index].id, withShift),
     });
     new ResizeObserver(draw).observe(drawing);
-    return { node, mark, setLogarithmic: (wanted) => { isLogarithmic = wanted; draw(); } };
+    return {
+      node,
+      mark,
+      setLogarithmic: (wanted) => {
+        isLogarithmic = wanted;
+        draw();
+      },
+    };
   }
 
   function scalesOf(points, finite, width, isLogarithmic) {
@@ -81,7 +89,7 @@ const lineChart = (() => {
     const room = (high - low) * 0.06;
     const [bottom, top_] = kind === axes.logarithmic ? [low, high] : [low - room, high + room];
     return {
-      x: axes.linear(xs[0], xs.at(-1), EDGE.left + 6, width - EDGE.right - 6, Math.max(2, Math.floor(width / 110))),
+      x: axes.linear(xs[0], xs.at(-1), EDGE.left + 6, width - EDGE.right - 6, Math.max(3, Math.floor(width / 80))),
       y: kind(bottom, top_, HEIGHT - EDGE.bottom, EDGE.top, 4),
     };
   }
@@ -98,9 +106,14 @@ const lineChart = (() => {
         svg("text", { x: EDGE.left - 8, y: at + 4, "text-anchor": "end" }, axes.short(value)),
       ];
     });
-    const steps = x.ticks.filter(Number.isInteger).map((value) =>
-      svg("text", { x: x.place(value), y: HEIGHT - 6, "text-anchor": "middle" }, axes.short(value)));
-    return [...lines, ...steps, svg("line", { class: "axis-line", x1: EDGE.left, x2: width - EDGE.right, y1: bottom + 0.5, y2: bottom + 0.5 })];
+    const steps = x.ticks
+      .filter(Number.isInteger)
+      .map((value) => svg("text", { x: x.place(value), y: HEIGHT - 6, "text-anchor": "middle" }, axes.short(value)));
+    return [
+      ...lines,
+      ...steps,
+      svg("line", { class: "axis-line", x1: EDGE.left, x2: width - EDGE.right, y1: bottom + 0.5, y2: bottom + 0.5 }),
+    ];
   }
 
   // The line breaks where a value is not finite, and a cross at the top says so. All dots are one path.

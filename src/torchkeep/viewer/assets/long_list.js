@@ -11,11 +11,18 @@ const longList = (() => {
   // Columns are {title, least, share?, cell(row), className?, sort?(row)}: at least so many pixels wide, and a share of
   // the room that is left. `idOf(row)` tells rows apart over updates.
   function create({ label, columns, idOf, onPick, rowClass, isSelected, empty = "Nothing here.", count }) {
-    const template = columns.map(({ least, share }) => (share ? `minmax(${least}px, ${share}fr)` : `${least}px`)).join(" ");
+    const template = columns
+      .map(({ least, share }) => (share ? `minmax(${least}px, ${share}fr)` : `${least}px`))
+      .join(" ");
     const minWidth = `${columns.reduce((sum, { least }) => sum + least + GAP, 2 * EDGE - GAP)}px`;
     const body = el("div", { class: "list-body", role: "rowgroup", style: { minWidth } });
     const head = el("div", { class: "list-head", role: "row", style: { minWidth, gridTemplateColumns: template } });
-    const scroll = el("div", { class: "list-scroll", role: "grid", tabindex: 0, "aria-label": label, "aria-colcount": columns.length }, head, body);
+    const scroll = el(
+      "div",
+      { class: "list-scroll", role: "grid", tabindex: 0, "aria-label": label, "aria-colcount": columns.length },
+      head,
+      body,
+    );
     const said = el("p", { class: "list-count" });
     const node = el("div", {}, el("div", { class: "list" }, scroll), said);
     let given = [];
@@ -24,16 +31,21 @@ const longList = (() => {
     let order = null; // {column, isFalling}
 
     function drawHead() {
-      head.replaceChildren(...columns.map((column, index) => {
-        const sort = order?.column === index ? (order.isFalling ? "descending" : "ascending") : null;
-        const name = column.sort ? el("button", { type: "button", tabindex: -1, onclick: () => sortBy(index) }, column.title) : column.title;
-        return el("div", { class: `cell ${column.className ?? ""}`, role: "columnheader", "aria-sort": sort }, name);
-      }));
+      head.replaceChildren(
+        ...columns.map((column, index) => {
+          const sort = order?.column === index ? (order.isFalling ? "descending" : "ascending") : null;
+          const name = column.sort
+            ? el("button", { type: "button", tabindex: -1, onclick: () => sortBy(index) }, column.title)
+            : column.title;
+          return el("div", { class: `cell ${column.className ?? ""}`, role: "columnheader", "aria-sort": sort }, name);
+        }),
+      );
     }
 
     function sortBy(index) {
       if (order?.column !== index) order = { column: index, isFalling: Boolean(columns[index].isFalling) };
-      else if (order.isFalling === Boolean(columns[index].isFalling)) order = { column: index, isFalling: !order.isFalling };
+      else if (order.isFalling === Boolean(columns[index].isFalling))
+        order = { column: index, isFalling: !order.isFalling };
       else order = null;
       arrange();
       scroll.scrollTop = 0;
@@ -44,7 +56,10 @@ const longList = (() => {
       if (order) {
         const value = columns[order.column].sort;
         const sign = order.isFalling ? -1 : 1;
-        rows = given.map((row, index) => [value(row), index, row]).sort(([a, i], [b, j]) => sign * compared(a, b) || i - j).map(([, , row]) => row);
+        rows = given
+          .map((row, index) => [value(row), index, row])
+          .sort(([a, i], [b, j]) => sign * compared(a, b) || i - j)
+          .map(([, , row]) => row);
       }
       current = Math.min(current, rows.length - 1);
       scroll.setAttribute("aria-rowcount", rows.length + 1);
@@ -62,7 +77,10 @@ const longList = (() => {
         return;
       }
       const first = Math.max(0, Math.floor(scroll.scrollTop / ROW_HEIGHT) - AROUND);
-      const last = Math.min(rows.length, Math.ceil((scroll.scrollTop + (scroll.clientHeight || 640)) / ROW_HEIGHT) + AROUND);
+      const last = Math.min(
+        rows.length,
+        Math.ceil((scroll.scrollTop + (scroll.clientHeight || 640)) / ROW_HEIGHT) + AROUND,
+      );
       body.replaceChildren(...rows.slice(first, last).map((row, index) => drawRow(row, first + index)));
       mark();
     }
@@ -70,7 +88,8 @@ const longList = (() => {
     // Where the keys are. Rows stay the elements they are: one that goes away under the pointer gets no click.
     function mark() {
       const here = idAt(current);
-      for (const row of body.children) row.classList.toggle("current", row.id === here && document.activeElement === scroll);
+      for (const row of body.children)
+        row.classList.toggle("current", row.id === here && document.activeElement === scroll);
       if (document.getElementById(here)) scroll.setAttribute("aria-activedescendant", here);
       else scroll.removeAttribute("aria-activedescendant");
     }
@@ -79,19 +98,23 @@ const longList = (() => {
 
     function drawRow(row, index) {
       const classes = ["list-row", onPick && "pick", rowClass?.(row)];
-      return el("div", {
-        class: classes.filter(Boolean).join(" "),
-        id: idAt(index),
-        role: "row",
-        "aria-rowindex": index + 2,
-        "aria-selected": isSelected ? String(isSelected(row)) : null,
-        style: { top: `${index * ROW_HEIGHT}px`, gridTemplateColumns: template },
-        onclick: (event) => pick(index, event),
-      }, columns.map((column) => {
-        const content = column.cell(row);
-        const title = typeof content === "string" && content.length > 24 ? content : null;
-        return el("div", { class: `cell ${column.className ?? ""}`, role: "gridcell", title }, content);
-      }));
+      return el(
+        "div",
+        {
+          class: classes.filter(Boolean).join(" "),
+          id: idAt(index),
+          role: "row",
+          "aria-rowindex": index + 2,
+          "aria-selected": isSelected ? String(isSelected(row)) : null,
+          style: { top: `${index * ROW_HEIGHT}px`, gridTemplateColumns: template },
+          onclick: (event) => pick(index, event),
+        },
+        columns.map((column) => {
+          const content = column.cell(row);
+          const title = typeof content === "string" && content.length > 24 ? content : null;
+          return el("div", { class: `cell ${column.className ?? ""}`, role: "gridcell", title }, content);
+        }),
+      );
     }
 
     function pick(index, event) {
@@ -114,7 +137,14 @@ const longList = (() => {
     scroll.addEventListener("blur", mark);
     scroll.addEventListener("keydown", (event) => {
       const page = Math.max(1, Math.floor(scroll.clientHeight / ROW_HEIGHT) - 2);
-      const places = { ArrowDown: current + 1, ArrowUp: current - 1, PageDown: current + page, PageUp: current - page, Home: 0, End: rows.length - 1 };
+      const places = {
+        ArrowDown: current + 1,
+        ArrowUp: current - 1,
+        PageDown: current + page,
+        PageUp: current - page,
+        Home: 0,
+        End: rows.length - 1,
+      };
       if (event.key in places && rows.length) move(places[event.key]);
       else if (event.key === "Enter" && current >= 0) pick(current, event);
       else return;
@@ -137,7 +167,8 @@ const longList = (() => {
   }
 
   function compared(a, b) {
-    if (typeof a === "string" || typeof b === "string") return String(a).localeCompare(String(b), "en", { numeric: true });
+    if (typeof a === "string" || typeof b === "string")
+      return String(a).localeCompare(String(b), "en", { numeric: true });
     const [x, y] = [a ?? -Infinity, b ?? -Infinity].map((value) => (Number.isNaN(value) ? -Infinity : value));
     return x < y ? -1 : x > y ? 1 : 0;
   }

@@ -1,184 +1,76 @@
 "use strict";
-// The page: which views there are, which checkpoints are chosen, and the keys.
+// The page: which views there are, how they follow what is chosen, and the keys.
 (() => {
-  const { el, one, note } = elements;
+  const { one, note } = elements;
   const { chosen } = state;
   const views = {};
-  let run = null;
+  let looked = null; // the run or file
+  let around = null; // the frame
   let checkpoint = null; // the answer for the one that is looked into
   let withRules = false;
-  const pickers = {};
 
   async function start() {
     Object.assign(chosen, state.read());
-    chrome();
+    frame.begin();
+    document.addEventListener("keydown", onKey);
     try {
-      run = await answers.first("subject", {});
+      build(await answers.first("subject", {}));
     } catch (error) {
-      one("notices").replaceChildren(note(`${error.message}.`, error.remedy, { bad: true }));
+      one("notices").replaceChildren(fault(error));
       return;
     }
-    build();
     state.onChange(follow);
     colours.onChange(redraw);
     await open();
   }
 
-  // -- the frame ------------------------------------------------------------------------------------------------
-
-  function chrome() {
-    const theme = one("theme");
-    const sayTheme = () => { theme.textContent = { system: "Auto", light: "Light", dark: "Dark" }[colours.current()]; theme.setAttribute("aria-label", `Colours: ${colours.current()}`); };
-    theme.addEventListener("click", colours.next);
-    colours.onChange(sayTheme);
-    sayTheme();
-    one("help-button").addEventListener("click", () => one("help").showModal());
-    const search = one("search");
-    search.value = chosen.query;
-    search.addEventListener("input", () => state.choose({ query: search.value }));
-    one("tabs").addEventListener("keydown", moveTab);
-    document.addEventListener("keydown", key);
-  }
-
-  function build() {
-    one("title").textContent = run.path;
-    one("title").title = run.path;
-    document.title = `${run.path} – torchkeep`;
-    one("summary").textContent = summary();
-    const ids = ids_();
-    if (!ids.includes(chosen.at)) chosen.at = kept().at(-1) ?? "";
-    if (!ids.includes(chosen.from)) chosen.from = defaultFrom();
-    const shown = tabs();
-    if (!shown.some(([name]) => name === chosen.tab)) chosen.tab = shown[0][0];
+  function build(run) {
+    looked = subject.create(run);
+    const isKnown = looked.ids.includes(chosen.at) && looked.ids.includes(chosen.from);
+    if (!isKnown) Object.assign(chosen, { ...looked.first(), ...known("at"), ...known("from") });
     views.weights = weightsView.create();
-    views.movement = movementView.create({ onMeasured: views.weights.setMovement });
-    views.movement.node.addEventListener("measure", () => fill(true));
-    views.plan = planView.create({ onRules: (wanted) => { withRules = wanted; fill(); } });
+    views.movement = movementView.create({ onMeasured: views.weights.setMovement, onForce: () => fill(true) });
+    views.plan = planView.create({ onRules: setRules });
     if (run.is_run) views.run = runView.create(run, pick);
-    drawTabs(shown);
-    drawPickers();
-  }
-
-  const kept = () => run.checkpoints.map((each) => each.id);
-  const ids_ = () => [...kept(), ...run.beside.map((each) => each.id)];
-  const pathOf = (id) => run.beside.find((each) => each.id === id)?.name ?? run.path;
-
-  // A step, or of a path as much of its end as tells it from the others.
-  function label(id) {
-    const step = run.is_run && run.checkpoints.find((each) => each.id === id)?.step;
-    if (typeof step === "number") return `step ${text.count(step)}`;
-    const others = [...run.beside.map((each) => each.id), ...(run.is_run ? [] : kept())].filter((other) => other !== id).map(pathOf);
-    const parts = pathOf(id).split("/").filter(Boolean);
-    for (let count = 1; count < parts.length; count += 1) {
-      const end = `/${parts.slice(-count).join("/")}`;
-      if (!others.some((other) => `/${other}`.endsWith(end))) return end.slice(1);
-    }
-    return pathOf(id);
-  }
-
-  // A report holds one comparison: that is where it opens.
-  const carriedPair = () => answers.carried.map((key) => /^movement from=(\S+) to=(\S+)$/.exec(key)).find(Boolean);
-
-  function defaultFrom() {
-    const carried = carriedPair();
-    if (carried) {
-      chosen.at = carried[2];
-      return carried[1];
-    }
-    return run.beside[0]?.id ?? kept().find((id) => id !== chosen.at) ?? "";
-  }
-
-  function tabs() {
-    const canCompare = ids_().length > 1;
-    return [
-      ...(run.is_run ? [["run", "Run"]] : []),
-      ...(kept().length ? [["weights", "Weights"]] : []),
-      ...(kept().length && canCompare ? [["movement", "Movement"], ["plan", "Load plan"]] : []),
-    ].concat(run.is_run || kept().length ? [] : [["weights", "Weights"]]);
-  }
-
-  function summary() {
-    if (!run.is_run) return "";
-    const steps = run.checkpoints.map((each) => text.count(each.step));
-    const range = steps.length > 1 ? `steps ${steps[0]} – ${steps.at(-1)}` : steps.length ? `step ${steps[0]}` : "";
-    return [text.counted(steps.length, "checkpoint"), range, `${text.bytes(run.disk_bytes)} on disk`].filter(Boolean).join(" · ");
-  }
-
-  function drawTabs(shown) {
-    one("tabs").replaceChildren(...shown.map(([name, title]) => el("button", {
-      type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `view-${name}`, onclick: () => state.choose({ tab: name }),
-    }, title)));
-    one("views").replaceChildren(...shown.map(([name]) => {
-      const { node } = views[name];
-      node.id = `view-${name}`;
-      node.setAttribute("role", "tabpanel");
-      node.setAttribute("aria-labelledby", `tab-${name}`);
-      return node;
-    }));
-  }
-
-  function moveTab(event) {
-    const names = [...one("tabs").children].map((tab) => tab.id.slice("tab-".length));
-    const places = { ArrowLeft: names.indexOf(chosen.tab) - 1, ArrowRight: names.indexOf(chosen.tab) + 1, Home: 0, End: names.length - 1 };
-    if (!(event.key in places)) return;
-    event.preventDefault();
-    state.choose({ tab: names[(places[event.key] + names.length) % names.length] });
-    one(`tab-${chosen.tab}`).focus();
-  }
-
-  function selectTab() {
-    for (const tab of one("tabs").children) {
-      const isChosen = tab.id === `tab-${chosen.tab}`;
-      tab.setAttribute("aria-selected", String(isChosen));
-      tab.tabIndex = isChosen ? 0 : -1;
-      one(tab.getAttribute("aria-controls")).hidden = !isChosen;
-    }
-    pickers.from.closest("label").hidden = !["movement", "plan"].includes(chosen.tab) || ids_().length < 2;
-    pickers.from.closest("label").firstChild.textContent = chosen.tab === "plan" ? "into a model like" : "compared with";
-    pickers.at.closest("label").hidden = ids_().length < 2;
-    pickers.swap.hidden = pickers.from.closest("label").hidden || !isHere("at", chosen.from);
-  }
-
-  function drawPickers() {
-    const choice = (key, title, ids) => {
-      pickers[key] = el("select", { onchange: (event) => state.choose({ [key]: event.target.value, tensor: key === "at" ? "" : chosen.tensor }) },
-        ids.map((id) => el("option", { value: id, disabled: !isHere(key, id), title: run.is_run ? null : pathOf(id) }, label(id))));
-      return el("label", { class: `picker ${key}` }, el("span", {}, title), pickers[key]);
-    };
-    one("pickers").replaceChildren(
-      choice("at", "checkpoint", [...kept().reverse(), ...run.beside.map((each) => each.id)]),
-      pickers.swap = el("button", { type: "button", class: "tool", "aria-label": "Exchange the two", title: "Exchange the two", onclick: () => state.choose({ at: chosen.from, from: chosen.at, tensor: "" }) }, "⇄"),
-      choice("from", "compared with", [...kept().reverse(), ...run.beside.map((each) => each.id)]),
+    const tabs = tabsOf(run);
+    if (!tabs.some(([name]) => name === chosen.tab)) chosen.tab = tabs[0][0];
+    around = frame.create(
+      looked,
+      tabs,
+      Object.fromEntries(Object.entries(views).map(([name, { node }]) => [name, node])),
     );
-    selectPickers();
-    selectTab();
   }
 
-  const isHere = (key, id) => (key === "at" ? answers.has("checkpoint", { of: id }) : !answers.standsAlone || answers.carried.some((each) => each.includes(`=${id}`)));
+  const known = (key) => (looked.ids.includes(chosen[key]) ? { [key]: chosen[key] } : {});
 
-  function selectPickers() {
-    for (const key of ["at", "from"]) pickers[key].value = chosen[key];
+  function tabsOf(run) {
+    const tabs = run.is_run ? [["run", "Run"]] : [];
+    if (looked.kept.length) tabs.push(["weights", "Weights"]);
+    if (looked.kept.length && looked.ids.length > 1) tabs.push(["movement", "Movement"], ["plan", "Load plan"]);
+    return tabs;
+  }
+
+  function setRules(wanted) {
+    withRules = wanted;
+    fill();
   }
 
   function pick(id, asFrom) {
     state.choose(asFrom ? { from: id } : { at: id, tensor: "" });
-    elements.announce(asFrom ? `compared with ${label(id)}` : `looking into ${label(id)}`);
+    elements.announce(asFrom ? `compared with ${looked.label(id)}` : `looking into ${looked.label(id)}`);
   }
 
-  // -- following what is chosen ----------------------------------------------------------------------------------
+  const fault = (error, of = "") =>
+    note(`${of}${error.message}.`, error.remedy, { bad: !answers.standsAlone, list: error.faults ?? [] });
 
+  // What is chosen has changed: `changed` has the names.
   async function follow(changed) {
+    around.update();
     if (changed.has("at") || changed.has("from")) {
-      selectPickers();
       views.run?.update();
       views.weights.setMovement(null);
     }
-    if (changed.has("tab")) selectTab();
-    if (changed.has("query")) {
-      if (one("search").value !== chosen.query) one("search").value = chosen.query;
-      if (chosen.tab === "run" && chosen.query) state.choose({ tab: "weights" });
-      for (const name of ["weights", "movement", "plan"]) views[name].search();
-    }
+    if (changed.has("query")) search();
     if (changed.has("at")) await open();
     else if (changed.has("tab") || changed.has("from")) fill();
     if (changed.has("tensor") || changed.has("from")) showTensor();
@@ -188,9 +80,14 @@
     }
   }
 
+  function search() {
+    if (chosen.tab === "run" && chosen.query) state.choose({ tab: "weights" });
+    for (const name of ["weights", "movement", "plan"]) views[name].search();
+  }
+
   async function open() {
-    if (!chosen.at) return;
     const wanted = chosen.at;
+    if (!wanted) return;
     one("notices").replaceChildren();
     try {
       const found = await answers.once("checkpoint", { of: wanted });
@@ -199,30 +96,34 @@
     } catch (error) {
       if (wanted !== chosen.at) return;
       checkpoint = null;
-      one("notices").replaceChildren(note(`${label(wanted)}: ${error.message}.`, error.remedy, { bad: !answers.standsAlone, list: error.faults ?? [] }));
+      one("notices").replaceChildren(fault(error, `${looked.label(wanted)}: `));
       return;
     }
-    if (!run.is_run) one("summary").textContent = `${checkpoint.format} · ${text.counted(checkpoint.tensors.name.length, "tensor")}`;
+    const { format, tensors } = checkpoint;
+    if (!looked.run.is_run) one("summary").textContent = `${format} · ${text.counted(tensors.name.length, "tensor")}`;
     views.weights.show(checkpoint);
     fill();
     showTensor();
   }
 
+  // Ask for what the view that is open needs.
   function fill(force = false) {
-    if (!checkpoint) return;
-    const names = { at: label(chosen.at), from: label(chosen.from), into: label(chosen.from) };
-    if (chosen.tab === "movement" && chosen.from) views.movement.show({ ...checkpoint, at: chosen.at, from: chosen.from, names, force });
-    if (chosen.tab === "plan" && chosen.from) views.plan.show({ at: chosen.at, into: chosen.from, withRules, names });
+    const { tab, at, from } = chosen;
+    if (!checkpoint || !from) return;
+    const names = { at: looked.label(at), from: looked.label(from) };
+    if (tab === "movement") views.movement.show({ ...checkpoint, at, from, names, force });
+    if (tab === "plan") views.plan.show({ at, into: from, withRules, names });
   }
 
   function showTensor() {
-    const index = checkpoint?.tensors.name.indexOf(chosen.tensor) ?? -1;
-    if (!chosen.tensor || index < 0) {
+    const { at, from, tensor } = chosen;
+    const index = checkpoint && tensor ? checkpoint.tensors.name.indexOf(tensor) : -1;
+    if (index < 0) {
       tensorPanel.hide();
       return;
     }
-    const names = { at: label(chosen.at), from: label(chosen.from) };
-    tensorPanel.show({ columns: checkpoint.tensors, index, at: chosen.at, from: chosen.from, names });
+    const names = { at: looked.label(at), from: looked.label(from) };
+    tensorPanel.show({ columns: checkpoint.tensors, index, at, from, names });
   }
 
   function redraw() {
@@ -233,18 +134,14 @@
   async function readAgain() {
     if (answers.standsAlone) return;
     answers.forget();
-    run = await answers.first("subject", {}).catch(() => run);
-    build();
+    build(await answers.first("subject", {}).catch(() => looked.run));
     await open();
-    elements.announce(`read again: ${summary()}`);
+    elements.announce(`read again: ${looked.summary()}`);
   }
 
-  // -- keys -----------------------------------------------------------------------------------------------------
-
-  function neighbour(key, by) {
-    const ids = ids_();
-    const at = ids.indexOf(chosen[key]) + by;
-    if (at >= 0 && at < ids.length && isHere(key, ids[at])) state.choose(key === "at" ? { at: ids[at] } : { from: ids[at] });
+  function step(key, by) {
+    const id = looked.ids[looked.ids.indexOf(chosen[key]) + by];
+    if (id && looked.holds(key, id)) state.choose({ [key]: id });
   }
 
   const KEYS = {
@@ -252,13 +149,13 @@
     "?": () => one("help").showModal(),
     t: colours.next,
     r: readAgain,
-    "[": () => neighbour("at", -1),
-    "]": () => neighbour("at", 1),
-    "{": () => neighbour("from", -1),
-    "}": () => neighbour("from", 1),
+    "[": () => step("at", -1),
+    "]": () => step("at", 1),
+    "{": () => step("from", -1),
+    "}": () => step("from", 1),
   };
 
-  function key(event) {
+  function onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const isTyping = event.target instanceof Element && event.target.matches("input, select, textarea");
     if (event.key === "Escape" && !one("help").open) {
@@ -267,7 +164,7 @@
       else state.choose({ tensor: "" });
       return;
     }
-    if (isTyping || !run) return;
+    if (isTyping || !looked) return;
     const tab = one("tabs").children[Number(event.key) - 1];
     const act = tab ? () => tab.click() : KEYS[event.key];
     if (!act) return;

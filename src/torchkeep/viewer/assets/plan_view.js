@@ -34,13 +34,17 @@ const planView = (() => {
         draw(names, withRules, { at, into });
       } catch (error) {
         if (mine !== latest) return;
-        notes.replaceChildren(note(`${error.message}.`, error.remedy, { bad: !answers.standsAlone, list: error.faults ?? [] }));
+        notes.replaceChildren(
+          note(`${error.message}.`, error.remedy, { bad: !answers.standsAlone, list: error.faults ?? [] }),
+        );
       }
       summary.hidden = rowCard.hidden = !plan || notes.childElementCount > 0;
     }
 
     function draw(names, withRules, asked) {
-      summary.said.textContent = `The weights of ${names.at} into a model like ${names.into}: ${text.count(plan.matched_count)} of ${text.counted(plan.model_count, "tensor")}, ${text.percent(plan.coverage)} of the model's elements.`;
+      const counted = `${text.count(plan.matched_count)} of ${text.counted(plan.model_count, "tensor")}`;
+      const covered = `${text.percent(plan.coverage)} of the model's elements`;
+      summary.said.textContent = `The weights of ${names.at} into a model like ${names.from}: ${counted}, ${covered}.`;
       bar.firstChild.style.width = `${100 * plan.coverage}%`;
       bar.setAttribute("aria-label", `${text.percent(plan.coverage)} of the model's elements are matched`);
       drawRules(withRules, asked);
@@ -53,11 +57,33 @@ const planView = (() => {
         rules.replaceChildren(el("p", { class: "aside-text panel-part" }, "It fits as it is: no rule is needed."));
         return;
       }
-      const code = `rules=[${plan.suggested.map((rule) => `\n    tk.${rule},`).join("")}\n]`;
+      const code = `rules=[${plan.suggested.map((rule) => `\n    ${rule},`).join("")}\n]`;
       const copying = el("button", { type: "button", class: "tool", onclick: () => copy(copying, code) }, "Copy");
       const canApply = answers.has("plan", { from: at, into, rules: "suggested" });
-      const applying = el("button", { type: "button", class: "tool", "aria-pressed": String(withRules), disabled: !canApply, onclick: () => onRules(!withRules) }, "With these rules");
-      rules.replaceChildren(el("div", { class: "panel-part" }, el("div", { class: "card-head" }, el("h3", {}, "Rules that would make it fit"), el("div", { class: "card-tools" }, applying, copying)), el("pre", { class: "code", tabindex: 0 }, code)));
+      const applying = el(
+        "button",
+        {
+          type: "button",
+          class: "tool",
+          "aria-pressed": String(withRules),
+          disabled: !canApply,
+          onclick: () => onRules(!withRules),
+        },
+        "With these rules",
+      );
+      rules.replaceChildren(
+        el(
+          "div",
+          { class: "panel-part" },
+          el(
+            "div",
+            { class: "card-head" },
+            el("h3", {}, "Rules that would make it fit"),
+            el("div", { class: "card-tools" }, applying, copying),
+          ),
+          el("pre", { class: "code", tabindex: 0 }, code),
+        ),
+      );
       if (plan.collisions.length) rules.prepend(note("Names collide:", "", { bad: true, list: plan.collisions }));
     }
 
@@ -66,8 +92,25 @@ const planView = (() => {
       for (const [status] of plan.rows) counts.set(status, (counts.get(status) ?? 0) + 1);
       if (!counts.has(only)) only = "";
       const kinds = ["", ...Object.keys(LABELS).filter((status) => counts.has(status))];
-      chips.replaceChildren(...kinds.map((status) => el("button", { type: "button", class: "chip", "aria-pressed": String(status === only), onclick: () => { only = status; drawChips(); search(); } },
-        status ? LABELS[status][0] : "all", el("span", { class: "count" }, text.count(status ? counts.get(status) : plan.rows.length)))));
+      chips.replaceChildren(
+        ...kinds.map((status) =>
+          el(
+            "button",
+            {
+              type: "button",
+              class: "chip",
+              "aria-pressed": String(status === only),
+              onclick: () => {
+                only = status;
+                drawChips();
+                search();
+              },
+            },
+            status ? LABELS[status][0] : "all",
+            el("span", { class: "count" }, text.count(status ? counts.get(status) : plan.rows.length)),
+          ),
+        ),
+      );
     }
 
     function search() {
@@ -85,8 +128,20 @@ const planView = (() => {
     const list = longList.create({
       label: "Tensors of the plan",
       columns: [
-        { title: "status", least: 150, cell: (row) => el("span", { class: `state ${LABELS[row[0]][1]}` }, [LABELS[row[0]][0], ...row[1]].join(", ")), sort: (row) => rank.indexOf(row[0]) },
-        { title: "name in the model", least: 240, share: 3, className: "name", cell: (row) => row[2], sort: (row) => row[2] },
+        {
+          title: "status",
+          least: 150,
+          cell: (row) => el("span", { class: `state ${LABELS[row[0]][1]}` }, [LABELS[row[0]][0], ...row[1]].join(", ")),
+          sort: (row) => rank.indexOf(row[0]),
+        },
+        {
+          title: "name in the model",
+          least: 240,
+          share: 3,
+          className: "name",
+          cell: (row) => row[2],
+          sort: (row) => row[2],
+        },
         { title: "in the checkpoint", least: 150, share: 1, cell: (row) => spec(row[4]) },
         { title: "in the model", least: 150, share: 1, cell: (row) => spec(row[5]) },
         { title: "what happens", least: 240, share: 3, cell: (row) => row[6], sort: (row) => row[6] },

@@ -35,7 +35,13 @@ const stacks = (() => {
     const labels = name.split(".");
     const at = labels.findIndex((label) => /^\d+$/.test(label));
     if (at < 0 || at === labels.length - 1) return { stack: "", column: null, row: name, name, index };
-    return { stack: labels.slice(0, at).join("."), column: Number(labels[at]), row: labels.slice(at + 1).join("."), name, index };
+    return {
+      stack: labels.slice(0, at).join("."),
+      column: Number(labels[at]),
+      row: labels.slice(at + 1).join("."),
+      name,
+      index,
+    };
   }
 
   // By the first label, the labels that all such names begin with, without the last label of any.
@@ -53,7 +59,12 @@ const stacks = (() => {
   function finish({ name, rows, columns, cells }) {
     const ordered = [...columns].sort((a, b) => (a === "" ? -1 : b === "" ? 1 : a - b));
     const placeOfColumn = new Map(ordered.map((column, place) => [column, place]));
-    return { name, rows: [...rows.keys()], columns: ordered, cells: cells.map((cell) => ({ ...cell, column: placeOfColumn.get(cell.column) })) };
+    return {
+      name,
+      rows: [...rows.keys()],
+      columns: ordered,
+      cells: cells.map((cell) => ({ ...cell, column: placeOfColumn.get(cell.column) })),
+    };
   }
 
   return { arrange };

@@ -11,7 +11,11 @@ const tensorPanel = (() => {
     const panel = one("panel");
     const wasHidden = panel.hidden;
     if (wasHidden) opener = document.activeElement;
-    const values = el("div", { class: "panel-part", "aria-busy": "true" }, el("p", { class: "aside-text" }, "Reading its values …"));
+    const values = el(
+      "div",
+      { class: "panel-part", "aria-busy": "true" },
+      el("p", { class: "aside-text" }, "Reading its values …"),
+    );
     panel.replaceChildren(head(columns.name[index]), facts(columns, index), values);
     panel.hidden = false;
     document.body.classList.add("has-panel");
@@ -21,7 +25,10 @@ const tensorPanel = (() => {
       const found = await answers.once("tensor", asked);
       if (mine === latest) values.replaceChildren(...measured(found, names, columns, index));
     } catch (error) {
-      if (mine === latest) values.replaceChildren(note(`${error.message}.`, error.remedy, { bad: !answers.standsAlone, list: error.faults ?? [] }));
+      if (mine === latest)
+        values.replaceChildren(
+          note(`${error.message}.`, error.remedy, { bad: !answers.standsAlone, list: error.faults ?? [] }),
+        );
     }
     values.removeAttribute("aria-busy");
   }
@@ -37,8 +44,17 @@ const tensorPanel = (() => {
 
   function head(name) {
     const copying = el("button", { type: "button", class: "tool", onclick: () => copy(copying, name) }, "Copy name");
-    const closing = el("button", { type: "button", class: "tool", onclick: () => state.choose({ tensor: "" }) }, "Close");
-    return el("div", {}, el("div", { class: "panel-head" }, el("h2", {}, name || "(no name)")), el("div", { class: "chips" }, copying, closing));
+    const closing = el(
+      "button",
+      { type: "button", class: "tool", onclick: () => state.choose({ tensor: "" }) },
+      "Close",
+    );
+    return el(
+      "div",
+      {},
+      el("div", { class: "panel-head" }, el("h2", {}, name || "(no name)")),
+      el("div", { class: "chips" }, copying, closing),
+    );
   }
 
   const coded = (column, index) => column.of[column.at[index]];
@@ -46,16 +62,20 @@ const tensorPanel = (() => {
   function facts(columns, index) {
     const shape = columns.shape[index];
     const tied = columns.tied[index];
-    return el("div", { class: "panel-part" }, pairs([
-      ["dtype", coded(columns.dtype, index)],
-      ["shape", text.shape(shape)],
-      ["elements", text.count(text.elements(shape))],
-      ["size", text.bytes(columns.nbytes[index])],
-      ["device", coded(columns.device, index)],
-      ["trains", columns.trains[index] ? "yes, it was saved with requires_grad" : ""],
-      ["same as", tied >= 0 ? columns.name[tied] : ""],
-      ["file", coded(columns.shard, index)],
-    ]));
+    return el(
+      "div",
+      { class: "panel-part" },
+      pairs([
+        ["dtype", coded(columns.dtype, index)],
+        ["shape", text.shape(shape)],
+        ["elements", text.count(text.elements(shape))],
+        ["size", text.bytes(columns.nbytes[index])],
+        ["device", coded(columns.device, index)],
+        ["trains", columns.trains[index] ? "yes, it was saved with requires_grad" : ""],
+        ["same as", tied >= 0 ? columns.name[tied] : ""],
+        ["file", coded(columns.shard, index)],
+      ]),
+    );
   }
 
   function measured({ statistics, histogram: bins, beside }, names, columns, index) {
@@ -63,7 +83,14 @@ const tensorPanel = (() => {
     const parts = [];
     const count = text.elements(columns.shape[index]);
     if (bins) {
-      const legend = beside?.counts ? el("div", { class: "legend" }, el("span", {}, el("i", { class: "key-dot" }), names.at), el("span", {}, el("i", { class: "key-dot other" }), names.from)) : null;
+      const legend = beside?.counts
+        ? el(
+            "div",
+            { class: "legend" },
+            el("span", {}, el("i", { class: "key-dot" }), names.at),
+            el("span", {}, el("i", { class: "key-dot other" }), names.from),
+          )
+        : null;
       parts.push(el("h3", {}, "Values"), histogram.draw(bins, beside?.counts), legend);
     }
     parts.push(el("div", { class: "panel-part" }, pairs(rowsOf(statistics, beside?.statistics, count))));
@@ -73,7 +100,14 @@ const tensorPanel = (() => {
 
   function rowsOf(here, there, count) {
     const both = (key, say = (value) => text.number(value)) =>
-      there ? el("span", { class: "both" }, el("span", {}, say(here[key])), el("span", { class: "aside-text" }, say(there[key]))) : say(here[key]);
+      there
+        ? el(
+            "span",
+            { class: "both" },
+            el("span", {}, say(here[key])),
+            el("span", { class: "aside-text" }, say(there[key])),
+          )
+        : say(here[key]);
     const share = (value) => (value ? `${text.count(value)} (${text.percent(value / Math.max(1, count))})` : "none");
     return [
       ["minimum", both("minimum")],
@@ -95,7 +129,8 @@ const tensorPanel = (() => {
     if (!row) return el("p", { class: "aside-text" }, `There it is ${dtype} ${text.shape(shape)}: shapes differ.`);
     const [kind, relative, cosine, largest, differing] = row;
     if (kind === "equal") return el("p", {}, el("span", { class: "state good" }, "bit-equal"));
-    if (kind === "unread") return el("p", { class: "aside-text" }, "Bytes differ; values of less than a byte are not read.");
+    if (kind === "unread")
+      return el("p", { class: "aside-text" }, "Bytes differ; values of less than a byte are not read.");
     return pairs([
       ["relative change", text.number(relative, 4)],
       ["cosine", text.number(cosine, 6)],

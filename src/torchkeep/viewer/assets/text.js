@@ -2,7 +2,11 @@
 // Numbers, sizes and times as people read them. Nothing here touches the page.
 const text = (() => {
   const UNITS = ["kB", "MB", "GB"];
-  const AGES = [[86400, "d"], [3600, "h"], [60, "min"]];
+  const AGES = [
+    [86400, "d"],
+    [3600, "h"],
+    [60, "min"],
+  ];
 
   function bytes(count) {
     if (count < 1000) return `${count} byte${count === 1 ? "" : "s"}`;
@@ -25,7 +29,12 @@ const text = (() => {
     if (!Number.isFinite(real)) return real > 0 ? "∞" : "−∞";
     if (real === 0) return "0";
     const size = Math.abs(real);
-    if (size < 1e-4 || size >= 10 ** digits) return real.toExponential(Math.min(digits - 1, 3)).replace(/\.?0+e/, "e").replace("e+", "e").replace("-", "−");
+    if (size < 1e-4 || size >= 10 ** digits)
+      return real
+        .toExponential(Math.min(digits - 1, 3))
+        .replace(/\.?0+e/, "e")
+        .replace("e+", "e")
+        .replace("-", "−");
     return String(Number(real.toPrecision(digits))).replace("-", "−");
   }
 

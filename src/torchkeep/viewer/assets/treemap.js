@@ -4,10 +4,15 @@
 const treemap = (() => {
   const { el, tip, hideTip, announce } = elements;
   const HEIGHTS = [300, 480];
+  const HOW = "Arrow keys move, Enter shows a tensor, Shift and Enter open its group, Backspace leaves a group.";
 
   // `colourOf(cell)` gives a ground and an ink; `onPick(index)` is called for a tensor; `tell(node)` gives lines.
   function create({ colourOf, onPick, tell, isCurrent }) {
-    const canvas = el("canvas", { tabindex: 0, role: "application", "aria-label": "Treemap of tensors by size. Arrow keys move, Enter shows a tensor, Shift and Enter open its group, Backspace leaves a group." });
+    const canvas = el("canvas", {
+      tabindex: 0,
+      role: "application",
+      "aria-label": `Treemap of tensors by size. ${HOW}`,
+    });
     const crumbs = el("nav", { class: "crumbs", "aria-label": "Group shown" });
     const node = el("div", { class: "map" }, crumbs, canvas);
     let root = null;
@@ -43,11 +48,25 @@ const treemap = (() => {
 
     function drawCrumbs() {
       const way = [];
-      for (let at = root; at; at = at === shown ? null : at.children.find((child) => shown.path === child.path || shown.path.startsWith(`${child.path}.`))) way.push(at);
-      crumbs.replaceChildren(...way.flatMap((at, index) => {
-        const button = el("button", { type: "button", onclick: () => go(at), disabled: at === shown }, index ? at.label : "everything");
-        return index ? [el("span", { class: "dot" }, "›"), button] : [button];
-      }));
+      for (
+        let at = root;
+        at;
+        at =
+          at === shown
+            ? null
+            : at.children.find((child) => shown.path === child.path || shown.path.startsWith(`${child.path}.`))
+      )
+        way.push(at);
+      crumbs.replaceChildren(
+        ...way.flatMap((at, index) => {
+          const button = el(
+            "button",
+            { type: "button", onclick: () => go(at), disabled: at === shown },
+            index ? at.label : "everything",
+          );
+          return index ? [el("span", { class: "dot" }, "›"), button] : [button];
+        }),
+      );
     }
 
     function draw() {
@@ -57,7 +76,8 @@ const treemap = (() => {
       context.font = `11px ${getComputedStyle(document.body).fontFamily}`;
       context.textBaseline = "middle";
       for (const cell of cells) paint(context, cell, line, ink, colourOf(cell));
-      for (const cell of cells) if (!cell.isOpen && isCurrent(cell.node)) outline(context, cell, colours.of("--accent"), 2.5);
+      for (const cell of cells)
+        if (!cell.isOpen && isCurrent(cell.node)) outline(context, cell, colours.of("--accent"), 2.5);
       if (pointed) outline(context, pointed, ink, 1.5);
     }
 
@@ -80,7 +100,11 @@ const treemap = (() => {
       }
       const box = canvas.getBoundingClientRect();
       const lines = tell(cell.node, root);
-      tip(lines, event?.clientX ?? box.left + cell.x + cell.width / 2, event?.clientY ?? box.top + cell.y + cell.height / 2);
+      tip(
+        lines,
+        event?.clientX ?? box.left + cell.x + cell.width / 2,
+        event?.clientY ?? box.top + cell.y + cell.height / 2,
+      );
       if (!event) announce(lines.join(", "));
     }
 
@@ -135,7 +159,17 @@ const treemap = (() => {
 
   // The group at the top of what is shown that a cell stands in.
   function groupOf(cells, cell) {
-    return cell && cells.find((each) => each.depth === 1 && cell.x >= each.x && cell.x < each.x + each.width && cell.y >= each.y && cell.y < each.y + each.height);
+    return (
+      cell &&
+      cells.find(
+        (each) =>
+          each.depth === 1 &&
+          cell.x >= each.x &&
+          cell.x < each.x + each.width &&
+          cell.y >= each.y &&
+          cell.y < each.y + each.height,
+      )
+    );
   }
 
   function sharpened(canvas) {
@@ -182,7 +216,12 @@ const treemap = (() => {
   function outline(context, { x, y, width, height }, colour, thickness) {
     context.strokeStyle = colour;
     context.lineWidth = thickness;
-    context.strokeRect(x + thickness / 2, y + thickness / 2, Math.max(0, width - thickness), Math.max(0, height - thickness));
+    context.strokeRect(
+      x + thickness / 2,
+      y + thickness / 2,
+      Math.max(0, width - thickness),
+      Math.max(0, height - thickness),
+    );
   }
 
   return { create, sharpened };

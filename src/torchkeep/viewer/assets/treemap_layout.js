@@ -17,7 +17,14 @@ const treemapLayout = (() => {
       for (const label of levels(name)) {
         let child = node.children.get(label);
         if (!child) {
-          child = { label, path: node.path ? `${node.path}.${label}` : label, bytes: 0, count: 0, children: new Map(), index: -1 };
+          child = {
+            label,
+            path: node.path ? `${node.path}.${label}` : label,
+            bytes: 0,
+            count: 0,
+            children: new Map(),
+            index: -1,
+          };
           node.children.set(label, child);
         }
         child.bytes += bytes;
@@ -32,7 +39,9 @@ const treemapLayout = (() => {
   // A name may have ten thousand dots: what is deeper than anybody looks is one label.
   function levels(name) {
     const labels = name.split(".");
-    return labels.length > MOST_LEVELS ? [...labels.slice(0, MOST_LEVELS - 1), labels.slice(MOST_LEVELS - 1).join(".")] : labels;
+    return labels.length > MOST_LEVELS
+      ? [...labels.slice(0, MOST_LEVELS - 1), labels.slice(MOST_LEVELS - 1).join(".")]
+      : labels;
   }
 
   function joined(node, isRoot = false) {
@@ -72,7 +81,8 @@ const treemapLayout = (() => {
     if (depth) found.push({ node, depth, ...box, isOpen, hue });
     if (!isOpen) return;
     squarify(node.children, inside).forEach((childBox, index) => {
-      if (childBox.width > 0.4 && childBox.height > 0.4) place(node.children[index], childBox, depth + 1, depth ? hue : index, found);
+      if (childBox.width > 0.4 && childBox.height > 0.4)
+        place(node.children[index], childBox, depth + 1, depth ? hue : index, found);
     });
   }
 
@@ -119,7 +129,11 @@ const treemapLayout = (() => {
     let at = isColumn ? free.y : free.x;
     for (const child of row) {
       const length = thickness ? (child.bytes * unit) / thickness : 0;
-      boxes.push(isColumn ? { x: free.x, y: at, width: thickness, height: length } : { x: at, y: free.y, width: length, height: thickness });
+      boxes.push(
+        isColumn
+          ? { x: free.x, y: at, width: thickness, height: length }
+          : { x: at, y: free.y, width: length, height: thickness },
+      );
       at += length;
     }
     return isColumn

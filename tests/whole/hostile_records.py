@@ -15,12 +15,15 @@ from typing import Any
 
 from torchkeep.errors import CorruptError, LimitError, PlanError, UnsafeError
 from torchkeep.folder.record import decode_record, encode_record
+from torchkeep.live.wanted import VALUES
 
 TRAPS = "tests.whole.traps"
 MODULE: dict[str, Any] = {
     "class": "torch.nn.modules.module:Module",
     "state": {"_parameters": {}, "_buffers": {}, "_modules": {}},
 }
+ODD: dict[str, Any] = {"class": f"{TRAPS}:OddKey"}
+PAIR: dict[str, Any] = {"class": f"{TRAPS}:OddPair"}
 
 
 def forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -52,6 +55,16 @@ def added(row: dict[str, Any], node: object | None = None) -> Callable[[dict[str
         structure["objects"].append(row)
         number = {"$object": len(structure["objects"]) - 1}
         structure["objects"][0]["state"]["value"] = number if node is None else node
+
+    return change
+
+
+def both(first: dict[str, Any], second: dict[str, Any]) -> Callable[[dict[str, Any]], object]:
+    """Add two objects; the model refers to the second."""
+
+    def change(structure: dict[str, Any]) -> None:
+        structure["objects"] += [first, second]
+        structure["objects"][0]["state"]["value"] = {"$object": 3}
 
     return change
 
@@ -139,6 +152,32 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], object], type[Exception], str]
     "an item of a set with a hash of its own": (
         added({"class": f"{TRAPS}:OddKey"}, {"$set": [{"$object": 2}]}), UnsafeError, "hash",
     ),
+    "an item of a set of its own, with a hash of its own": (
+        both(ODD, {"class": f"{TRAPS}:OddSet", "items": [{"$object": 2}]}), UnsafeError, "hash",
+    ),
+    "a key of a dict of its own, with a hash of its own": (
+        both(ODD, {"class": f"{TRAPS}:OddDict", "items": [[{"$object": 2}, 1]]}), UnsafeError, "hash",
+    ),
+    "an item of a dict that iterates by its own code": (
+        both(PAIR, {"class": f"{TRAPS}:OddDict", "items": [{"$object": 2}]}), CorruptError, "no pair",
+    ),
+    "a member of an enum by a value that compares by its own code": (
+        both(ODD, {"class": f"{TRAPS}:Choice", "args": [{"$object": 2}]}), UnsafeError, "code of its own",
+    ),
+    "a member that is not there": (added({"class": f"{TRAPS}:Choice", "args": [7]}), PlanError, "no member of value"),
+    "a function of a class": (
+        attribute({"$method": [named(MODULE["class"]), "load_state_dict"]}), UnsafeError, "bound to nothing",
+    ),
+    "a namespace with a name that Python reads": (
+        attribute({"$namespace": {"__deepcopy__": named("torch:relu")}}), UnsafeError, "Python itself reads",
+    ),
+    "a tensor with a name that Python reads": (
+        weight(attributes={"__deepcopy__": 1}), UnsafeError, "Python itself reads",
+    ),
+    **{f"a {name} for the model": (class_is(name), CorruptError, "what is described as the model") for name in sorted(VALUES)},
+    **{f"a {name} made of nothing": (added({"class": name}), CorruptError, "") for name in sorted(VALUES)},
+    **{f"a {name} made of a text": (added({"class": name, "args": ["load"]}), CorruptError, "") for name in sorted(VALUES)},
+    "199,000 nested modules": (chain(199_000), LimitError, "nested deeper"),
     "items of what is no container": (added({"class": f"{TRAPS}:OddKey", "items": [1]}), PlanError, "no container"),
     "a module that contains itself": (table("_modules", {"$object": 0}), LimitError, "contains itself"),
     "modules in a ring": (chain(3, closed=True), LimitError, "contains itself"),

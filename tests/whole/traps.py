@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 from torch import nn
 
 RAN: list[str] = []
@@ -20,6 +22,24 @@ class OddKey:
     def __eq__(self, other: object) -> bool:
         RAN.append("__eq__")
         return True
+
+
+class OddSet(set):
+    pass
+
+
+class OddDict(dict):
+    pass
+
+
+class OddPair:
+    def __iter__(self) -> object:
+        RAN.append("__iter__")
+        return iter(("key", "value"))
+
+
+class Choice(enum.Enum):
+    ONE = 1
 
 
 class Plain(nn.Module):

@@ -214,7 +214,7 @@ def _map_children(node: object, change: Callable[[object], object]) -> object:
 
 
 def _make_dtype(_: Builder, node: Described) -> object:
-    dtype = getattr(torch, str(node.args[0]))
+    dtype = vars(torch).get(str(node.args[0]))  # getattr would import what torch loads lazily
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{node.args[0]!r} is not a dtype")
     return dtype

@@ -53,7 +53,7 @@ def changes_of(
     same = {cls for cls, each in then.items() if each.file_digest and each.file_digest == reader.file_digest_of(cls)}
     for (name, cls), names in attributes.items():
         if not same.issuperset(bases_of([cls])):
-            found.faults += _attribute_faults(cls, names, sources.get(name), reader)
+            found.faults += map(printable, _attribute_faults(cls, names, sources.get(name), reader))
     for cls, each in then.items():
         found.notes += _text_notes(cls, each, reader) if cls not in same else []
     return found
@@ -84,7 +84,7 @@ def _text_notes(cls: type, then: ClassSource, reader: SourceReader) -> list[str]
     now = reader.source_of(cls, include_text=True)
     if then.digest is None or now.digest is None or now.digest == then.digest:
         return []
-    versions = "" if now.version == then.version else f", version {then.version} -> {now.version}"
+    versions = "" if now.version == then.version else printable(f", version {then.version} -> {now.version}")
     note = f"{path_of(cls)} is not the class that was saved ({now.file}{versions})"
     if then.text is None or now.text is None:
         return [note]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import types
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -142,8 +142,10 @@ def make_with_value(cls: type, args: tuple[object, ...]) -> object:
     return base.__new__(cls, value)
 
 
-def fill(target: object, items: Iterable[Any]) -> None:
+def fill(target: object, items: Sequence[Any]) -> None:
     """Put items into a dict, list or set of a class of its own; those of a dict are pairs."""
+    if isinstance(target, dict) and not all(type(each) in (list, tuple) and len(each) == 2 for each in items):  # noqa: PLR2004 - a key and a value
+        raise TypeError("an item of a dict is no pair")
     if isinstance(target, OrderedDict):
         for key, value in items:
             OrderedDict.__setitem__(target, key, value)  # It keeps an order of its own, which dict's would not tell.

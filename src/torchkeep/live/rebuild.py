@@ -22,10 +22,10 @@ from torchkeep.live import plain_objects
 from torchkeep.live.build import MAKERS, MEMORY_FORMATS, Builder
 from torchkeep.live.describe import is_dense
 from torchkeep.live.functions import known_values
-from torchkeep.live.module_tables import HOOK_TABLES, TABLES, finish, fresh_tables, put_hooks
+from torchkeep.live.module_tables import HOOK_TABLES, TABLES, finish, fresh_tables, is_reserved, put_hooks
 from torchkeep.live.trust import Trust, find_method, resolve_all
 from torchkeep.live.wanted import Wanted, attributes_in, is_module_state, kept_hooks, survey
-from torchkeep.tensors import Described, Enclosing, Named, TensorSpec
+from torchkeep.tensors import Described, Enclosing, Named, TensorSpec, printable
 
 _CALLABLES = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 MAX_MODULE_LEVELS = 300
@@ -56,6 +56,8 @@ class Rebuilding:
         self.where = builder.source.path
         self.wanted: Wanted = survey(root, self.where)
         self._builder = builder
+        if id(root) not in self.wanted.places:
+            raise CorruptError(f"what is described as the model is a {printable(root.class_path)}", where=self.where)
         self._found = resolve_all(self.wanted.names, trust, self.where)
         self.classes: dict[int, type] = {}
         self._check_objects()
@@ -205,11 +207,13 @@ class Rebuilding:
         if not isinstance(made, enum.Enum):
             plain_objects.set_attributes(made, {name: self._value(each, 0) for name, each in state.items()})
             if plain_objects.takes_items(type(made)):
-                plain_objects.fill(made, tuple(self._item(each) for each in node.items))
+                plain_objects.fill(made, [self._item(made, each) for each in node.items])
 
-    def _item(self, node: object) -> object:
+    def _item(self, holder: object, node: object) -> object:
         value = self._value(node, 0)
-        if isinstance(value, (list, tuple)) and len(value) == 2:  # noqa: PLR2004 - a key and a value
+        if isinstance(holder, set):
+            self._check_key(value)
+        elif isinstance(holder, dict) and type(value) in (list, tuple) and value:
             self._check_key(value[0])
         return value
 
@@ -251,6 +255,7 @@ class Rebuilding:
             return type(node)(items)  # type: ignore[call-arg]
         if isinstance(node, SimpleNamespace) or type(node).__module__ == "argparse":
             copy = object.__new__(type(node)) if type(node).__module__ == "argparse" else SimpleNamespace()
+            self._check_names(vars(node))
             vars(copy).update({name: value(each) for name, each in vars(node).items()})
             return copy
         return node
@@ -279,9 +284,18 @@ class Rebuilding:
         if path == "builtins.getattr":
             return self._method(node, level)
         cls = self.classes[id(node)]
+        args = tuple(self._value(each, level) for each in node.args)
         if issubclass(cls, enum.Enum):
-            return self._member(cls, node)
-        return plain_objects.make_with_value(cls, tuple(self._value(each, level) for each in node.args))
+            return self._member(cls, node, args)
+        if plain_objects.base_of(cls) is frozenset:
+            for item in args[0]:
+                self._check_key(item)
+        return plain_objects.make_with_value(cls, args)
+
+    def _check_names(self, names: Iterable[object]) -> None:
+        for name in names:
+            if not isinstance(name, str) or is_reserved(name):
+                raise UnsafeError(f"an attribute {name!r}, which Python itself reads", where=self.where)
 
     def _partial(self, node: Described, level: int) -> object:
         match node.state:
@@ -302,12 +316,15 @@ class Rebuilding:
             raise UnsafeError(f"{name!r} is no method of {cls.__module__}.{cls.__qualname__}", where=self.where)
         if isinstance(found, classmethod):
             return types.MethodType(found.__func__, cls)
-        return found if isinstance(owner, type) else types.MethodType(found, owner)  # type: ignore[arg-type]
+        if isinstance(owner, type):
+            raise UnsafeError(f"{name!r} of {cls.__module__}.{cls.__qualname__} is bound to nothing", where=self.where)
+        return types.MethodType(found, owner)  # type: ignore[arg-type]
 
-    def _member(self, cls: type[enum.Enum], node: Described) -> object:
-        values = [self._value(each, 0) for each in node.args]
-        # By what is there: Enum(value) would run _missing_.
-        members = [member for member in cls.__members__.values() if [member._value_] == values]
+    def _member(self, cls: type[enum.Enum], node: Described, values: tuple[object, ...]) -> object:
+        # By what is there: Enum(value) would run _missing_, and == would run the value's code.
+        if not all(map(plain_objects.hashes_plainly, values)):
+            raise UnsafeError(f"a member of {node.class_path} by a value with code of its own", where=self.where)
+        members = [member for member in cls.__members__.values() if (member._value_,) == values]
         if not members:
             raise PlanError(f"{node.class_path} has no member of value {values!r} any more", where=self.where)
         return members[0]
@@ -342,7 +359,10 @@ class Rebuilding:
             if len(stride) != len(spec.shape) or not is_dense(spec.shape, stride):
                 raise CorruptError(f"a tensor of shape {spec.shape} has the strides {stride}", where=self.where)
         tensor = self._tensor(spec, stride)
-        attributes = state.get("attributes") or {}
+        attributes = state.get("attributes", {})
+        if not isinstance(attributes, Mapping):
+            raise CorruptError("the attributes of a tensor are no mapping", where=self.where)
+        self._check_names(attributes)
         vars(tensor).update({str(name): self._value(each, 0) for name, each in attributes.items()})
         return tensor
 

@@ -20,6 +20,7 @@ VALUES = frozenset(
     """.split()  # noqa: SIM905 - as a list each would take a line
 )
 _SHOWN_FAULTS = 20
+_LONGEST_PLACE = 500
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ def survey(root: Described, where: object) -> Wanted:
                 found.objects.append(node)
                 found.places[id(node)] = at
                 found.names.setdefault(node.class_path, at or "the model itself")
-                faults += _faults_of(node, at)
+                faults += map(printable, _faults_of(node, at))
             if len(found.objects) > MAX_OBJECTS:
                 raise LimitError(f"the model is made of more than {MAX_OBJECTS:,} objects", where=str(where))
         waiting.extend((child, _join(at, key)) for key, child in _children(node))
@@ -146,5 +147,7 @@ def _is_kept(class_path: str) -> bool:
 
 
 def _join(at: str, key: str) -> str:
-    key = printable(key)
+    if len(at) > _LONGEST_PLACE:  # A chain of modules would take memory in the square of its length.
+        return at
+    key = printable(key[:_LONGEST_PLACE])
     return f"{at}.{key}" if at and key else at or key

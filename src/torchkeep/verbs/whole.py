@@ -13,7 +13,7 @@ from torchkeep.folder.parallel import default_threads
 from torchkeep.folder.read import FolderSource, leaf_decoder
 from torchkeep.folder.structure import STRUCTURE, Structure, decode_structure
 from torchkeep.folder.write import Saved
-from torchkeep.tensors import Described, Source, name_of
+from torchkeep.tensors import Described, Source, name_of, printable
 from torchkeep.verbs.saving import draft_of_captured, target_of, write_draft
 from torchkeep.verbs.sources import check_bytes, open_source
 
@@ -197,7 +197,8 @@ def _warn(source: Source, structure: Structure, notes: list[str]) -> None:
     from torchkeep.live.module_tables import RUNNING_KINDS
 
     running = [each for each in structure.hooks if each[1] in RUNNING_KINDS]
-    notes = [*notes, *(f"{at or 'the model'}: the {kind} hook {name} was not stored" for at, kind, name in running)]
+    left_out = (f"{at or 'the model'}: the {kind} hook {name} was not stored" for at, kind, name in running)
+    notes = [*notes, *map(printable, left_out)]
     if notes:
         lines = "\n  ".join(notes)
         warnings.warn(f"{source.path}: the model is not in all as it was saved\n  {lines}", stacklevel=3)

@@ -22,6 +22,13 @@ MODULE: dict[str, Any] = {
     "class": "torch.nn.modules.module:Module",
     "state": {"_parameters": {}, "_buffers": {}, "_modules": {}},
 }
+WEIGHT = {"$tensor": ["model", "linear.weight"]}
+GEOMETRY = {
+    **{name: [1, 1] for name in ("stride", "padding", "output_padding", "dilation")},
+    "groups": 1,
+    "transpose": 0,
+}
+IN_ORDER = sorted(VALUES)
 ODD: dict[str, Any] = {"class": f"{TRAPS}:OddKey"}
 PAIR: dict[str, Any] = {"class": f"{TRAPS}:OddPair"}
 
@@ -174,9 +181,21 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], object], type[Exception], str]
     "a tensor with a name that Python reads": (
         weight(attributes={"__deepcopy__": 1}), UnsafeError, "Python itself reads",
     ),
-    **{f"a {name} for the model": (class_is(name), CorruptError, "what is described as the model") for name in sorted(VALUES)},
-    **{f"a {name} made of nothing": (added({"class": name}), CorruptError, "") for name in sorted(VALUES)},
-    **{f"a {name} made of a text": (added({"class": name, "args": ["load"]}), CorruptError, "") for name in sorted(VALUES)},
+    **{f"a {name} for the model": (class_is(name), CorruptError, "as the model is a") for name in IN_ORDER},
+    **{f"a {name} made of nothing": (added({"class": name}), CorruptError, "") for name in IN_ORDER},
+    **{f"a {name} made of a text": (added({"class": name, "args": ["load"]}), CorruptError, "") for name in IN_ORDER},
+    **{
+        f"packed weights of {name}": (attribute({"$torch.packed": parts}), CorruptError, "")
+        for name, parts in {
+            "nothing": {},
+            "text": {"kind": "LinearPackedParamsBase", "weight": "w", "bias": None},
+            "a tensor alone": {"kind": "Conv2dPackedParamsBase", "weight": WEIGHT, "bias": None},
+            "floats": {"kind": "Conv2dPackedParamsBase", "weight": WEIGHT, "bias": None, **GEOMETRY},
+            "a bias that is text": {"kind": "LinearPackedParamsBase", "weight": WEIGHT, "bias": "b"},
+            "another class": {"kind": "os.system", "weight": None, "bias": None},
+            "a list": {"kind": ["x"], "weight": None, "bias": None},
+        }.items()
+    },
     "199,000 nested modules": (chain(199_000), LimitError, "nested deeper"),
     "items of what is no container": (added({"class": f"{TRAPS}:OddKey", "items": [1]}), PlanError, "no container"),
     "a module that contains itself": (table("_modules", {"$object": 0}), LimitError, "contains itself"),

@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 
 import torch
 from torch import nn
+from torch.ao import quantization
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -271,6 +272,22 @@ def lazily() -> nn.Module:
     return model
 
 
+def converted(*layers: nn.Module, inputs: torch.Tensor) -> nn.Module:
+    """Layers as eager quantisation makes them for use."""
+    model = nn.Sequential(quantization.QuantStub(), *layers, quantization.DeQuantStub()).eval()
+    model.qconfig = quantization.default_qconfig
+    prepared = quantization.prepare(model)
+    prepared(inputs)
+    return quantization.convert(prepared)
+
+
+def quantised() -> nn.Module:
+    per_channel = nn.Sequential(
+        nn.Conv2d(3, 4, 3, groups=1, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3, stride=2)
+    )
+    return converted(per_channel, nn.Flatten(), nn.Linear(676, 3), inputs=IMAGES)
+
+
 def pruned() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     prune.l1_unstructured(model[0], "weight", 0.5)
@@ -311,6 +328,23 @@ def weight_normed() -> nn.Module:
     return nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)), nn.utils.weight_norm(nn.Linear(4, 2), dim=None))
 
 
+# They have no parameters to train.
+QUANTISED = {
+    "quantised layers": (quantised, IMAGES),
+    "a quantised convolution of one dimension": (lambda: converted(nn.Conv1d(6, 2, 3), inputs=IMAGES[0]), IMAGES[0]),
+    "a quantised convolution of three dimensions": (
+        lambda: converted(nn.Conv3d(1, 2, 2), inputs=torch.ones(1, 1, 3, 3, 3)),
+        torch.linspace(0, 1, 27).reshape(1, 1, 3, 3, 3),
+    ),
+    "linear layers quantised as they run": (
+        lambda: quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), {nn.Linear}),
+        VECTORS,
+    ),
+    "linear layers in half precision": (
+        lambda: quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear}, dtype=torch.float16),
+        VECTORS,
+    ),
+}
 MODELS = {
     "every kind of attribute": (Holder, VECTORS),
     "low-rank additions to a frozen base": (

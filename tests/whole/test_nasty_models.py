@@ -7,10 +7,11 @@ import weakref
 import pytest
 import torch
 from tests.whole import nasty_models
-from tests.whole.nasty_models import MODELS, VECTORS, Armed, Holder, Norm, Tied
+from tests.whole.nasty_models import MODELS, QUANTISED, VECTORS, Armed, Holder, Norm, Tied, converted
 from torch import nn
 
 import torchkeep as tk
+from torchkeep.live.packed import pack, unpack
 
 
 @pytest.fixture(params=MODELS, name="pair")
@@ -67,6 +68,37 @@ def test_the_next_training_step_is_equal(pair):
     expected, found = step(model, inputs), step(rebuilt, inputs)
     assert len(found) == len(expected)
     assert all(is_equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch.ao
+def test_quantised_layers_come_back_with_equal_outputs(name, tmp_path):
+    make, inputs = QUANTISED[name]
+    torch.manual_seed(0)
+    model = make()
+    tk.save_whole(model, tmp_path / "model", example_inputs=inputs)
+    rebuilt = tk.load_whole(tmp_path / "model", trust=["torch.ao"], check=True, tolerance=0.0)
+    assert repr(rebuilt) == repr(model)
+    assert torch.equal(rebuilt(inputs), model(inputs))
+    assert torch.jit.trace(rebuilt, inputs)(inputs).shape == model(inputs).shape
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"groups": 0}, {"groups": -1}, {"groups": 3}, {"groups": "1"}, {"stride": [0, 1]}, {"dilation": [1, 0]},
+        {"padding": [-1, 0]}, {"stride": [1]}, {"stride": [1 << 40, 1]}, {"kind": "Conv3dPackedParamsBase"},
+        {"kind": "os.system"}, {"weight": torch.ones(2, 2, 3, 3)}, {"weight": None}, {"bias": torch.ones(7)},
+        {"bias": torch.ones(2, 1)}, {"bias": "b"},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch.ao
+def test_packed_weights_of_impossible_parts_are_refused(change):
+    parts = unpack(converted(nn.Conv2d(2, 2, 3), inputs=torch.ones(1, 2, 4, 4))[1]._packed_params)
+    assert isinstance(pack(parts), torch.ScriptObject)
+    with pytest.raises((TypeError, ValueError, KeyError, RuntimeError)):
+        pack({**parts, **change})
 
 
 def test_nothing_of_a_class_is_called(tmp_path, monkeypatch):

@@ -164,6 +164,8 @@ class _Reading:
             value = partial(decode, decode_leaf=self.leaf)
             state = (value(function), tuple(map(value, _list(args, tag))), value(_mapping(kwargs, tag)), None)
             return Described("functools.partial", state[:1], state=state)
+        if tag == "$torch.packed":
+            return Described("torch.packed", state=decode(_mapping(payload, tag), self.leaf))
         return self._decode_leaf(tag, payload, node)
 
     def _tensor(self, payload: object, node: Members) -> object:

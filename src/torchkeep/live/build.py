@@ -15,6 +15,7 @@ from torchkeep.errors import CorruptError
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import FolderSource
 from torchkeep.live.memory import empty_for, memory_of, takes_bytes_of
+from torchkeep.live.packed import pack
 from torchkeep.tensors import Described, Source, TensorSpec
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}
@@ -263,11 +264,16 @@ def _make_quantized(builder: Builder, node: Described) -> object:
     return torch._make_per_channel_quantized_tensor(values, state["scales"], state["zero_points"], axis)  # noqa: SLF001 - as above
 
 
+def _make_packed(builder: Builder, node: Described) -> object:
+    return pack(builder._state(node))  # noqa: SLF001 - as above
+
+
 MAKERS: dict[str, Callable[[Builder, Described], object]] = {
     "torch.dtype": _make_dtype,
     "torch.device": _make_device,
     "torch.Size": _make_size,
     "torch.sparse": _make_sparse,
     "torch.quantized": _make_quantized,
+    "torch.packed": _make_packed,
     "numpy.ndarray": _make_array,
 }

@@ -32,6 +32,7 @@ from torchkeep.live.module_tables import (
     is_reserved,
 )
 from torchkeep.live.modules import class_path, unwrap
+from torchkeep.live.packed import unpack
 from torchkeep.live.plain_objects import attributes_of, base_of, fault_of_class, is_generated, is_value, items_of
 from torchkeep.live.plain_objects import takes_items as has_items
 from torchkeep.live.trust import find_again, find_method
@@ -171,6 +172,8 @@ class _Describing:
             if type(value).__members__.get(str(value.name)) is not value:
                 raise FormatError(f"{value!r}, which is no single member")
             return {"$name": f"{_name(type(value))}.{value.name}"}
+        if isinstance(value, torch.ScriptObject) and (parts := unpack(value)) is not None:
+            return {"$torch.packed": self.part(at, path, parts)}
         if type(value) is functools.partial:
             inside = functools.partial(self.part, at, path)
             return {"$partial": [inside(value.func), list(map(inside, value.args)), inside(value.keywords)]}

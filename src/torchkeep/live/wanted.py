@@ -15,8 +15,8 @@ from torchkeep.tensors import Described, Enclosing, Named, TensorSpec, printable
 # Descriptions that our own code makes a value of, whatever class path they have; the names in them are not looked up.
 VALUES = frozenset(
     """
-    torch.dtype torch.device torch.Size torch.sparse torch.quantized torch.Tensor numpy.ndarray builtins.getattr
-    functools.partial torch.nn.parameter.Parameter torch.serialization._get_layout
+    torch.dtype torch.device torch.Size torch.sparse torch.quantized torch.packed torch.Tensor numpy.ndarray
+    builtins.getattr functools.partial torch.nn.parameter.Parameter torch.serialization._get_layout
     """.split()  # noqa: SIM905 - as a list each would take a line
 )
 _SHOWN_FAULTS = 20

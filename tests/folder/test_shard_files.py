@@ -16,7 +16,7 @@ from torchkeep.folder import aligned_file, shard_files
 from torchkeep.folder.aligned_file import AlignedFile, BounceBuffers, as_bytes
 from torchkeep.folder.digests import chunk_digests
 from torchkeep.folder.draft import DraftTensor
-from torchkeep.folder.shard_files import ShardFile, spans_of, write_shards
+from torchkeep.folder.shard_files import Progress, ShardFile, spans_of, write_shards
 from torchkeep.folder.shards import file_order, header_of
 from torchkeep.tensors import TensorSpec
 
@@ -49,7 +49,9 @@ def test_files_hold_their_headers_and_tensors_byte_for_byte(files, threads, smal
     contents = [{f"t{i}": os.urandom(size) for i, size in enumerate(sizes)} for sizes in files]
     drafts = [{name: draft_of(content) for name, content in each.items()} for each in contents]
     jobs = [ShardFile(folder / f"{i}.part", f"group {i}", each, i) for i, each in enumerate(drafts)]
-    for number, (written, each, content) in enumerate(zip(write_shards(jobs, threads), drafts, contents, strict=True)):
+    for number, (written, each, content) in enumerate(
+        zip(write_shards(jobs, threads, Progress()), drafts, contents, strict=True)
+    ):
         specs = {name: draft.spec for name, draft in each.items()}
         order = file_order(specs)
         header = header_of(specs, order, {"format": "pt"})
@@ -85,7 +87,7 @@ def test_a_file_system_that_refuses_unbuffered_writes_gets_buffered_ones(tmp_pat
 
     monkeypatch.setattr(os, "pwrite", watched)
     content = os.urandom(100_001)
-    (written,) = write_shards([ShardFile(tmp_path / "0.part", "g", {"t": draft_of(content)}, 0)], 4)
+    (written,) = write_shards([ShardFile(tmp_path / "0.part", "g", {"t": draft_of(content)}, 0)], 4, Progress())
     assert written.path.read_bytes().endswith(content)
     assert set(refused) <= {errno.EINVAL}
     if hasattr(os, "O_DIRECT") and is_direct_here(tmp_path):
@@ -112,7 +114,7 @@ def test_other_refusals_are_not_tried_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", fail)
     with pytest.raises(OSError, match="Input/output error"):
-        write_shards([ShardFile(tmp_path / "0.part", "g", {"t": draft_of(b"x" * 10)}, 0)], 1)
+        write_shards([ShardFile(tmp_path / "0.part", "g", {"t": draft_of(b"x" * 10)}, 0)], 1, Progress())
     assert calls == [1]
 
 
@@ -122,7 +124,7 @@ def test_a_write_that_takes_only_a_part_goes_on_with_the_rest(tmp_path, monkeypa
         os, "pwrite", lambda descriptor, data, at: pwrite(descriptor, data[: max(1, len(data) // 3)], at)
     )
     content = os.urandom(50_000)
-    (written,) = write_shards([ShardFile(tmp_path / "0.part", "g", {"t": draft_of(content)}, 0)], 3)
+    (written,) = write_shards([ShardFile(tmp_path / "0.part", "g", {"t": draft_of(content)}, 0)], 3, Progress())
     assert written.path.read_bytes().endswith(content)
 
 

@@ -115,12 +115,12 @@ def test_removing_a_checkpoint_hurts_no_other(gone, tmp_path):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_silent_damage_of_a_shared_shard_is_found_within_as_many_saves_as_there_are_shared_shards(part, tmp_path):
+def test_silent_damage_of_a_shared_shard_is_found_in_rotation_and_the_next_save_writes_it_anew(part, tmp_path):
     held = state(0)
     with tk.CheckpointManager(tmp_path, held) as manager:
         path = manager.save(0).wait()
         damage(path / f"{part}.safetensors")
-        for version in range(1, len(PARTS) + 1):
+        for version in range(1, len(PARTS) + 3):
             held["head"]["w"] += 1
             held["progress"]["version"] = version
             saved = manager.save(version).result()
@@ -129,7 +129,10 @@ def test_silent_damage_of_a_shared_shard_is_found_within_as_many_saves_as_there_
     [note] = saved.notes
     assert note.startswith(f"{part}.safetensors: written again, not linked: the parent's file is damaged (")
     assert "bytes 0 to 2800 differ from their digest" in note
-    assert manager.notes == [note]
+    found, mended = manager.notes
+    assert found.startswith(f"step-{version - 1:08}/{part}.safetensors: the parent's file is damaged (")
+    assert found.endswith("; the next save writes it anew")
+    assert mended == note
     assert is_whole(saved.path, version)
     with pytest.raises(CorruptError, match=f"{part}.safetensors: {part}.w: bytes 0 to 2800 differ from their digest"):
         tk.load(path)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torchkeep.folder.record import Entry, Node
 from torchkeep.tensors import TensorSpec
 
 PIECE_BYTES = 4 * 2**20  # of a tensor that is nowhere in memory: read and written at once
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A tensor's bytes in memory that nobody changes: from `offset` on in page-aligned `memory`, with their digests."""
+
+    memory: memoryview
+    offset: int
+    digests: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +33,8 @@ class DraftTensor:
         is_divisible: Whether `read` gives memory that is there anyway, so that it may be called for every part.
         fill: For a tensor that is nowhere in memory: reads its bytes from a position on into a buffer, and is called
             in place of `read` where bytes are written.
+        source: The live object, for whoever copies it in a way of his own.
+        held: Where its bytes are kept, once they are.
     """
 
     spec: TensorSpec
@@ -30,6 +42,12 @@ class DraftTensor:
     read: Callable[[], memoryview]
     is_divisible: bool = False
     fill: Callable[[int, memoryview], None] | None = None
+    source: object = None
+    held: Held | None = None
+
+    def hold(self, held: Held) -> DraftTensor:
+        """The same tensor, read from where it is kept."""
+        return replace(self, read=partial(_slice, held, self.spec.nbytes), is_divisible=True, fill=None, held=held)
 
     def pieces(self, begin: int, end: int) -> Iterator[memoryview]:
         """The bytes from `begin` to `end` where they are read a piece at a time; each is overwritten by the next."""
@@ -40,6 +58,10 @@ class DraftTensor:
             piece = buffer[: min(PIECE_BYTES, end - at)]
             self.fill(at, piece)
             yield piece
+
+
+def _slice(held: Held, nbytes: int) -> memoryview:
+    return held.memory[held.offset : held.offset + nbytes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,21 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 
-from torchkeep.folder.aligned_file import AlignedFile, BounceBuffers, Run, as_bytes
-from torchkeep.folder.digests import chunk_ranges, digest_of, shard_digest
+from torchkeep.folder.aligned_file import BLOCK_BYTES, AlignedFile, BounceBuffers, Run, as_bytes, write_in_place
+from torchkeep.folder.digests import CHUNK_BYTES, chunk_ranges, digest_of, shard_digest
 from torchkeep.folder.draft import DraftTensor
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.record import Shard, StoredTensor
 from torchkeep.folder.shards import file_order, header_of
 
 PLAIN_METADATA = {"format": "pt"}  # transformers asks for it
+if TYPE_CHECKING:
+    from torchkeep.folder.aligned_file import Bytes
+
 _SPAN_BYTES = 16 * 2**20  # small enough that threads end together
 
 
@@ -58,7 +62,11 @@ def spans_of(tensors: Iterable[tuple[str, int, bool]], begin: int) -> Iterator[t
 def write_span(
     file: AlignedFile, span: Sequence[Chunk], drafts: Mapping[str, DraftTensor], buffers: BounceBuffers
 ) -> list[str]:
-    """Write one span; the digest of each chunk is taken of the very bytes that are written."""
+    """Write one span; the digest of each chunk is of the very bytes that are written."""
+    kept = _kept_in_one(span, drafts)
+    if kept is not None:
+        write_in_place(file, kept, span[0].at)
+        return [_known(drafts[chunk.tensor], chunk) for chunk in span]
     digests: list[str] = []
     read_name, data = "", as_bytes(memoryview(b""))
     # The bounce buffer makes digest and file agree even if somebody changes the tensor meanwhile.
@@ -75,6 +83,26 @@ def write_span(
             digests.append(state.hexdigest())
         run.close()
     return digests
+
+
+def _kept_in_one(span: Sequence[Chunk], drafts: Mapping[str, DraftTensor]) -> Bytes | None:
+    """The bytes of a span where they lie side by side, as in the file, in memory that can be written from as it is."""
+    first = drafts[span[0].tensor].held
+    if first is None:
+        return None
+    begin = first.offset + span[0].begin
+    shift = begin - span[0].at
+    for chunk in span:
+        held = drafts[chunk.tensor].held
+        if held is None or held.memory is not first.memory or held.offset + chunk.begin - chunk.at != shift:
+            return None
+    last = span[-1]
+    memory = as_bytes(first.memory)[begin : last.at + last.end - last.begin + shift]
+    return memory if (memory.ctypes.data - span[0].at) % BLOCK_BYTES == 0 else None
+
+
+def _known(draft: DraftTensor, chunk: Chunk) -> str:
+    return draft.held.digests[chunk.begin // CHUNK_BYTES] if draft.held is not None else ""
 
 
 def write_data(
@@ -157,6 +185,7 @@ class ShardFile:
         specs = {name: draft.spec for name, draft in drafts.items()}
         order = file_order(specs)
         self._layout = Layout(header_of(specs, order, PLAIN_METADATA), drafts, order)
+        self.nbytes = sum(spec.nbytes for spec in specs.values())
         self.spans = self._layout.spans() or [()]
         self._left = len(self.spans)
         self._lock = threading.Lock()
@@ -204,16 +233,40 @@ class ShardFile:
             os.close(descriptor)
 
 
-def write_shards(files: Sequence[ShardFile], threads: int) -> list[WrittenShard]:
+@dataclass(slots=True)
+class Progress:
+    """How far the writing of a save is; other threads may read it.
+
+    Attributes:
+        total_bytes: What will be written, once that is decided.
+        done_bytes: What has been.
+    """
+
+    total_bytes: int | None = None
+    done_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, nbytes: int) -> None:
+        """Count bytes that were written."""
+        with self._lock:
+            self.done_bytes += nbytes
+
+
+def write_shards(files: Sequence[ShardFile], threads: int, progress: Progress) -> list[WrittenShard]:
     """Write and flush new shards, spans of all of them side by side.
 
     Raises:
         OSError: The system refused; a failed fsync is not tried again. Files are closed and stay where they are.
     """
     buffers = BounceBuffers()
-    work = [(file, span) for file in files for span in file.spans]
+    progress.total_bytes = (progress.total_bytes or 0) + sum(file.nbytes for file in files)
+
+    def write(item: tuple[ShardFile, tuple[Chunk, ...]]) -> None:
+        item[0].write(item[1], buffers)
+        progress.add(sum(chunk.end - chunk.begin for chunk in item[1]))
+
     try:
-        in_parallel(lambda item: item[0].write(item[1], buffers), work, threads)
+        in_parallel(write, [(file, span) for file in files for span in file.spans], threads)
     finally:
         for file in files:
             file.close()

@@ -167,6 +167,8 @@ class _Encoder:
         kind = type(value)
         if kind in ATOM_TYPES:
             return encode_atom(value)
+        if isinstance(value, tuple) and kind is tuple and all(type(each) is int for each in value):
+            return {"$tuple": [encode_atom(each) for each in value]}  # a random generator's state has hundreds
         if kind not in (dict, list, tuple):
             for encoder in (partial(self.encode_leaf, at), encode_leaf, encode_numpy):
                 node = encoder(value)

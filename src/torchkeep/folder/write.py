@@ -6,23 +6,23 @@ left and commits; by then a caller may have replaced the readers by ones over me
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torchkeep.errors import CorruptError, typed
+from torchkeep.errors import typed
 from torchkeep.folder.commit import commit
 from torchkeep.folder.committed import identity_at
 from torchkeep.folder.digests import chunk_digests, digest_of
-from torchkeep.folder.draft import Draft
+from torchkeep.folder.draft import Draft, Held
 from torchkeep.folder.durable import fsync_path, make_parents, write_durably
+from torchkeep.folder.linking import link_shard, parent_shards, sequence_of
 from torchkeep.folder.parallel import in_parallel
-from torchkeep.folder.partition import Member, ParentShard, PlannedShard, partition
-from torchkeep.folder.read import digests_of_file
+from torchkeep.folder.partition import Member, PlannedShard, partition
 from torchkeep.folder.record import RECORD_NAME, Record, Shard, StoredTensor, encode_record
-from torchkeep.folder.shard_files import ShardFile, WrittenShard, write_shards
+from torchkeep.folder.shard_files import Progress, ShardFile, WrittenShard, write_shards
 from torchkeep.folder.shards import index_of, stems_of
 from torchkeep.folder.staging import Staging
 from torchkeep.tensors import TensorSpec
@@ -55,17 +55,28 @@ class Staged:
     parent: Record | None
     replaces: str | None
     notes: list[str]
+    progress: Progress = field(default_factory=Progress)
+    written: list[WrittenShard] = field(default_factory=list)
+    changed: frozenset[Name] = frozenset()
 
     def names_to_write(self) -> list[Name]:
         """The tensors whose bytes `finish` will read."""
         return [(group, name) for group, shards in self.to_write.items() for shard in shards for name in shard.names]
 
-    def read_from(self, readers: Mapping[Name, Callable[[], memoryview]]) -> None:
-        """Let `finish` read these tensors from elsewhere than where `stage` found them."""
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Leave nothing behind when the block fails, and let what the system refused be a typed error."""
+        try:
+            with not_saved(self.target):
+                yield
+        except BaseException:
+            self.staging.discard()
+            raise
+
+    def hold(self, held: Mapping[Name, Held]) -> None:
+        """Let `finish` read these tensors from where they are kept."""
         groups = {
-            group: {
-                name: replace(tensor, read=readers.get((group, name), tensor.read)) for name, tensor in tensors.items()
-            }
+            group: {n: t.hold(held[group, n]) if (group, n) in held else t for n, t in tensors.items()}
             for group, tensors in self.draft.groups.items()
         }
         self.draft = replace(self.draft, groups=groups)
@@ -76,7 +87,14 @@ def save_folder(target: Path, draft: Draft, parent: Path | None, parent_record: 
     return finish(stage(target, draft, parent, parent_record, threads))
 
 
-def stage(target: Path, draft: Draft, parent: Path | None, parent_record: Record | None, threads: int) -> Staged:
+def stage(
+    target: Path,
+    draft: Draft,
+    parent: Path | None,
+    parent_record: Record | None,
+    threads: int,
+    doubtful: Mapping[str, str] | None = None,
+) -> Staged:
     """Decide the shards of a save and link those that did not change since the parent.
 
     Args:
@@ -85,30 +103,73 @@ def stage(target: Path, draft: Draft, parent: Path | None, parent_record: Record
         parent: The checkpoint whose shards may be linked, and its record; None to write everything.
         parent_record: The record of `parent`.
         threads: Threads that hash and write; 1 does everything in the calling one.
+        doubtful: The parent's files that must not be linked, and why, where one of them was read again before. Without
+            it one is read now.
+
+    Raises:
+        CheckpointError: The operating system refused; nothing is left behind.
+    """
+    staged = begin(target, draft, parent_record, threads)
+    with staged.undone_on_error():
+        decide(staged, _digests(draft, threads) if parent_record is not None else {})
+        if parent is not None:
+            link(staged, parent, doubtful)
+    return staged
+
+
+def begin(target: Path, draft: Draft, parent: Record | None, threads: int) -> Staged:
+    """Make the staging folder of a save, with those above it.
 
     Raises:
         CheckpointError: The operating system refused; nothing is left behind.
     """
     with not_saved(target):
         make_parents(target.parent)
-        staging = Staging(target.parent)
-        try:
-            digests = _digests(draft, threads) if parent_record is not None else {}
-            staged = Staged(target, draft, staging, threads, {}, {}, {}, parent_record, identity_at(target), [])
-            for group, tensors in draft.groups.items():
-                before = {} if parent_record is None else parent_record.tensors.get(group, {})
-                changed = {
-                    n for n, t in tensors.items() if not _is_unchanged(t.spec, digests.get((group, n)), before.get(n))
-                }
-                members = [Member(name, tensor.spec.nbytes, tensor.may_change) for name, tensor in tensors.items()]
-                planned = partition(members, _parent_shards(parent_record, group), changed, draft.tensor_bytes)
-                staged.to_write[group] = planned
-            if parent is not None and parent_record is not None:
-                _link(staged, parent, parent_record)
-        except BaseException:
-            staging.discard()
-            raise
-    return staged
+        replaces = identity_at(target)
+        return Staged(target, draft, Staging(target.parent), threads, {}, {}, {}, parent, replaces, [])
+
+
+def decide(staged: Staged, digests: Mapping[Name, tuple[str, ...]]) -> None:
+    """Plan the shards of a save from the digests of its tensors; without a parent, none are needed."""
+    changed: set[Name] = set()
+    draft, parent = staged.draft, staged.parent
+    for group, tensors in draft.groups.items():
+        before = {} if parent is None else parent.tensors.get(group, {})
+        new = {n for n, t in tensors.items() if not _is_unchanged(t.spec, digests.get((group, n)), before.get(n))}
+        members = [Member(name, tensor.spec.nbytes, tensor.may_change) for name, tensor in tensors.items()]
+        staged.to_write[group] = partition(members, parent_shards(parent, group), new, draft.tensor_bytes)
+        changed |= {(group, name) for name in new if before or tensors[name].may_change}
+    staged.changed = frozenset(changed)
+
+
+def link(
+    staged: Staged, parent: Path, doubtful: Mapping[str, str] | None, made: AbstractSet[str] = frozenset()
+) -> None:
+    """Link every planned shard that can be; what cannot stays in `to_write`, with a note that says why.
+
+    Args:
+        staged: A save whose shards are decided.
+        parent: The checkpoint it links to.
+        doubtful: As for `stage`.
+        made: Links that are there already.
+    """
+    record = staged.parent
+    if record is None:
+        return
+    wanted = [(group, shard) for group, shards in staged.to_write.items() for shard in shards if shard.link]
+    turn = sequence_of(record) % len(wanted) if wanted and doubtful is None else -1
+    for position, (group, shard) in enumerate(wanted):
+        file = str(shard.link)
+        why = (doubtful or {}).get(file)
+        if why is None and file not in made:
+            target = staged.staging.path / file
+            why = link_shard(parent / file, target, record, file, read_again=position == turn)
+        if why is not None:
+            staged.notes.append(f"{file}: written again, not linked: {why}")
+            continue
+        staged.to_write[group].remove(shard)
+        staged.linked[file] = record.shards[file]
+        staged.linked_tensors |= {(group, name): record.tensors[group][name] for name in shard.names}
 
 
 def _digests(draft: Draft, threads: int) -> dict[Name, tuple[str, ...]]:
@@ -119,63 +180,6 @@ def _digests(draft: Draft, threads: int) -> dict[Name, tuple[str, ...]]:
 
 def _is_unchanged(spec: TensorSpec, digests: tuple[str, ...] | None, before: StoredTensor | None) -> bool:
     return before is not None and (spec.dtype, spec.shape, digests) == (before.dtype, before.shape, before.chunks)
-
-
-def _parent_shards(record: Record | None, group: str) -> list[ParentShard]:
-    if record is None:
-        return []
-    inside: dict[str, list[str]] = {}
-    for name, tensor in sorted(record.tensors.get(group, {}).items(), key=lambda item: item[1].begin):
-        inside.setdefault(tensor.shard, []).append(name)
-    return [
-        ParentShard(
-            file,
-            tuple(inside.get(file, ())),
-            sum(record.tensors[group][n].nbytes for n in inside.get(file, ())),
-            s.splits,
-        )
-        for file, s in record.shards.items()
-        if s.group == group
-    ]
-
-
-def _link(staged: Staged, parent: Path, record: Record) -> None:
-    """Link every planned shard that can be; what cannot stays in `to_write`, with a note that says why."""
-    wanted = [(group, shard) for group, shards in staged.to_write.items() for shard in shards if shard.link]
-    turn = _sequence_of(record) % len(wanted) if wanted else 0
-    for position, (group, shard) in enumerate(wanted):
-        file = str(shard.link)
-        refused = _link_shard(parent / file, staged.staging.path / file, record, file, read_again=position == turn)
-        if refused is not None:
-            staged.notes.append(f"{file}: written again, not linked: {refused}")
-            continue
-        staged.to_write[group].remove(shard)
-        staged.linked[file] = record.shards[file]
-        staged.linked_tensors |= {(group, name): record.tensors[group][name] for name in shard.names}
-
-
-def _sequence_of(record: Record) -> int:
-    """How many saves came before this one, as far as links go back: it turns the rotation."""
-    sequence = record.provenance.get("sequence")
-    return sequence if isinstance(sequence, int) else 0
-
-
-def _link_shard(source: Path, target: Path, record: Record, file: str, *, read_again: bool) -> str | None:
-    """Make the link. None: done, and its content is the record's; else why it was not."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        return os.strerror(error.errno or 0).lower()
-    expected, status = record.shards[file], target.lstat()
-    looks_same = (status.st_size, status.st_mtime_ns) == (expected.nbytes, expected.mtime_ns)
-    if looks_same and not read_again:
-        return None
-    try:
-        digests_of_file(target, record, file)
-    except (CorruptError, OSError) as error:
-        target.unlink()
-        return f"the parent's file is damaged ({error})"
-    return None
 
 
 def finish(staged: Staged) -> Saved:
@@ -206,11 +210,12 @@ def _write_all(staged: Staged) -> tuple[Record, int]:
     tensors: dict[str, dict[str, StoredTensor]] = {}
     shards: dict[str, Shard] = {}
     indexes: dict[str, str] = {}
-    written = _write_new(staged)
+    write_now(staged, dict(staged.to_write))
     in_parallel(lambda file: fsync_path(folder / file), staged.linked, staged.threads)  # never flushed before, perhaps
     for group, drafts in staged.draft.groups.items():
         linked = {file: shard for file, shard in staged.linked.items() if shard.group == group}
-        count = len(linked) + len(written[group])
+        written = [each for each in staged.written if each.shard.group == group]
+        count = len(linked) + len(written)
         placed: dict[str, StoredTensor] = {}
         for file, shard in linked.items():
             final = _shard_name(stems[group], shard.digest, count)
@@ -219,7 +224,7 @@ def _write_all(staged: Staged) -> tuple[Record, int]:
             shards[final] = replace(shard, mtime_ns=(folder / final).stat().st_mtime_ns)
             of_file = {n: t for (g, n), t in staged.linked_tensors.items() if g == group and t.shard == file}
             placed |= {name: replace(tensor, shard=final) for name, tensor in of_file.items()}
-        for each in written[group]:
+        for each in written:
             final = _shard_name(stems[group], each.shard.digest, count)
             each.path.rename(folder / final)
             shards[final] = each.shard
@@ -231,20 +236,23 @@ def _write_all(staged: Staged) -> tuple[Record, int]:
             indexes[f"{stems[group]}.safetensors.index.json"] = digest_of(data)
     record = _record(staged, tensors, shards, indexes)
     write_durably(folder / RECORD_NAME, encode_record(record))
-    return record, sum(each.shard.nbytes for of_group in written.values() for each in of_group)
+    return record, sum(each.shard.nbytes for each in staged.written)
 
 
-def _write_new(staged: Staged) -> dict[str, list[WrittenShard]]:
-    """Write and flush the shards that are not linked; they have their final names later, which say their digests."""
+def write_now(staged: Staged, shards: Mapping[str, Sequence[PlannedShard]]) -> None:
+    """Write and flush some of the shards to write; their final names, which say their digests, come later.
+
+    Raises:
+        OSError: The system refused.
+    """
     files: list[ShardFile] = []
-    for group, planned in staged.to_write.items():
+    for group, planned in shards.items():
         for shard in planned:
             drafts = {name: staged.draft.groups[group][name] for name in shard.names}
-            files.append(ShardFile(staged.staging.path / f"{len(files)}.part", group, drafts, shard.splits))
-    written: dict[str, list[WrittenShard]] = {group: [] for group in staged.draft.groups}
-    for each in write_shards(files, staged.threads):
-        written[each.shard.group].append(each)
-    return written
+            part = staged.staging.path / f"{len(staged.written) + len(files)}.part"
+            files.append(ShardFile(part, group, drafts, shard.splits))
+            staged.to_write[group] = [each for each in staged.to_write[group] if each is not shard]
+    staged.written += write_shards(files, staged.threads, staged.progress)
 
 
 def _shard_name(stem: str, digest: str, count: int) -> str:
@@ -258,7 +266,7 @@ def _record(
     indexes: Mapping[str, str],
 ) -> Record:
     draft, parent = staged.draft, staged.parent
-    sequence = 0 if parent is None else _sequence_of(parent) + 1
+    sequence = 0 if parent is None else sequence_of(parent) + 1
     return Record(
         id=staged.staging.id,
         saved_at_ns=draft.saved_at_ns,

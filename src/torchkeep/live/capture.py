@@ -16,14 +16,14 @@ from torchkeep.errors import FormatError
 from torchkeep.folder.draft import DraftTensor
 from torchkeep.folder.record import Entry, Node
 from torchkeep.folder.values import encode
-from torchkeep.live.memory import bytes_of, dtype_name, is_fillable, memory_format_of
+from torchkeep.live.memory import bytes_of, dtype_name, flat_bytes_of, is_fillable, memory_format_of, memory_of
 from torchkeep.live.modules import class_path, module_facts, named_parameters, named_state
 from torchkeep.live.optimizers import named_optimizer_state
 from torchkeep.tensors import DTYPE_NAMES, KeyPath, TensorSpec, name_of, unused_name
 
 LOOSE_GROUP = "tensors"
 _LARGEST_INLINE_BYTES = 4096
-_PLAIN_CLASSES = (torch.Tensor, nn.Parameter, nn.Buffer)
+PLAIN_CLASSES = (torch.Tensor, nn.Parameter, nn.Buffer)
 _QUANTISED = (torch.qint8, torch.quint8, torch.qint32)
 _SPARSE_PARTS = {
     torch.sparse_csr: ("crow_indices", "col_indices"),
@@ -110,6 +110,14 @@ class Place:
         return "__metadata__~2" if name == "__metadata__" else name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def identity_of(tensor: torch.Tensor) -> Hashable | None:
+    """What is equal for tensors that are wholly the same memory; None for those without any."""
+    if not tensor.numel():
+        return None
+    layout = (tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
+    return (tensor.data_ptr(), str(tensor.device), layout)
+
+
 @dataclass(slots=True)
 class Capture:
     """Turns values into nodes, and keeps the tensors found on the way by group and name."""
@@ -158,6 +166,10 @@ class Capture:
         """The modules and tensors given beside, which name the parameters of optimizers."""
         return {key: each for key, each in self.given.items() if isinstance(each, (nn.Module, torch.Tensor))}
 
+    def node(self, name: str, part: KeyPath, value: object) -> Node:
+        """A part of an optimizer's entry as a node, where the rest of the entry is known."""
+        return encode(value, partial(self.leaf, Place(name, part, "optimizer")))
+
     def leaf(self, above: Place, path: KeyPath, value: object) -> Node | None:
         """The hook of `encode`: a node for what belongs to torch or keeps a state, None for what does not."""
         place = above.under(path)
@@ -200,16 +212,16 @@ class Capture:
     def strided(self, place: Place, tensor: torch.Tensor) -> Node:
         """A plain tensor as a reference, its bytes added to the group unless the same memory is there already."""
         # Only memory that is wholly the same is a tie; a view of a part is stored as a tensor of its own.
-        layout = (tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
-        identity = (tensor.data_ptr(), str(tensor.device), layout)
-        stored = self.stored.get(identity) if tensor.numel() else None
+        identity = identity_of(tensor)
+        stored = None if identity is None else self.stored.get(identity)
         if stored is None:
             group = self.groups.setdefault(place.group, {})
             stored = (place.group, unused_name(place.tensor_name, group))
             spec = TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))
             may_change = name_of(place.path) not in place.frozen
-            group[stored[1]] = DraftTensor(spec, may_change, partial(bytes_of, tensor), is_fillable(tensor))
-            self.stored[identity] = stored
+            group[stored[1]] = _draft_of(spec, may_change, tensor)
+            if identity is not None:
+                self.stored[identity] = stored
         node: dict[str, object] = {"$tensor": list(stored)}
         if place.kind != "module":
             node |= {"parameter": True} if isinstance(tensor, nn.Parameter) else {}
@@ -218,10 +230,17 @@ class Capture:
         return node | ({"memory_format": memory_format} if memory_format != "contiguous" else {})
 
 
+def _draft_of(spec: TensorSpec, may_change: bool, tensor: torch.Tensor) -> DraftTensor:  # noqa: FBT001 - a fact of the tensor
+    if not is_fillable(tensor) or not tensor.numel():
+        return DraftTensor(spec, may_change, partial(bytes_of, tensor), source=tensor.detach())
+    flat = flat_bytes_of(tensor)
+    return DraftTensor(spec, may_change, partial(memory_of, flat), is_divisible=True, source=flat)
+
+
 def _fault_of(tensor: torch.Tensor) -> str | None:
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         return "not initialised yet; run the model once, then save it"
-    if type(tensor) not in _PLAIN_CLASSES:
+    if type(tensor) not in PLAIN_CLASSES:
         return f"a tensor of class {class_path(tensor)}"
     if tensor.is_meta:
         return "a meta tensor: it has no values"

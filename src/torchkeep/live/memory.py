@@ -41,10 +41,12 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 def memory_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor as writable bytes."""
-    if tensor.numel() == 0:
-        return memoryview(bytearray())
-    array = tensor.detach().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(array)  # type: ignore[arg-type]  # numpy's arrays are buffers before Python 3.12 can say so
+    return flat_bytes_of(tensor).numpy().data if tensor.numel() else memoryview(bytearray())
+
+
+def flat_bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor's memory as a tensor of bytes."""
+    return tensor.detach().reshape(-1).view(torch.uint8)
 
 
 def is_fillable(tensor: torch.Tensor) -> bool:

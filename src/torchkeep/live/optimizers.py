@@ -78,8 +78,6 @@ def named_optimizer_state(
     known = optimizer_parameters(optimizer, owners)
     keys, origin = known.keys()
     state = dict(optimizer.state_dict())
-    positions = iter(range(len(keys)))
-    groups = [{**group, "params": [keys[next(positions)] for _ in group["params"]]} for group in state["param_groups"]]
     by_name = {keys[k] if isinstance(k, int) and k < len(keys) else k: value for k, value in state["state"].items()}
     members = list(zip(keys, known.identities, known.parameters, strict=True))
     facts: dict[str, object] = {
@@ -89,7 +87,19 @@ def named_optimizer_state(
         "shapes": {key: list(parameter.shape) for key, _, parameter in members},
         "dtypes": {key: dtype_name(parameter.dtype) for key, _, parameter in members},
     }
-    return {**state, "state": by_name, "param_groups": groups}, facts
+    return {**state, "state": by_name, "param_groups": named_groups(state["param_groups"], keys)}, facts
+
+
+def named_groups(groups: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """An optimizer's groups with the keys of their parameters in place of these or of torch's positions."""
+    following = iter(keys)
+    return [
+        {
+            **{key: value for key, value in group.items() if key != "params"},
+            "params": [next(following) for _ in group["params"]],
+        }
+        for group in groups
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchkeep.folder.digests import digest_of
 from torchkeep.folder.draft import Draft, DraftTensor
@@ -15,7 +15,10 @@ from torchkeep.folder.record import Entry, Node, Record
 from torchkeep.folder.values import decode_plain
 from torchkeep.manager.ranks import Ranks
 from torchkeep.tensors import TensorSpec
-from torchkeep.verbs.saving import draft_of_entries
+from torchkeep.verbs.saving import draft_of_run
+
+if TYPE_CHECKING:
+    from torchkeep.live.recapture import Recapture
 
 _OF_EACH_RANK = {"stateful", "value"}  # modules and optimizers are the same on all ranks
 
@@ -31,14 +34,21 @@ class Occasion:
 
 
 def draft_of_state(
-    held: Mapping[str, object], occasion: Occasion, provenance: Mapping[str, object], ranks: Ranks
+    held: Mapping[str, object],
+    occasion: Occasion,
+    provenance: Mapping[str, object],
+    ranks: Ranks,
+    recapture: Recapture | None = None,
 ) -> Draft:
     """The draft of a save: rank 0's state, and of the other ranks what differs, random states among it.
+
+    `recapture` captures the same state again, where it was captured before.
 
     Raises:
         FormatError: A value has no encoding; all of them are listed.
         CheckpointError: That of another rank has none.
     """
+    from torchkeep.live.capture import capture_entries
     from torchkeep.live.environment import capture_environment
     from torchkeep.live.rng import capture_rng
 
@@ -46,8 +56,12 @@ def draft_of_state(
     members |= {"tags": list(occasion.tags)} if occasion.tags else {}
     members |= {"exception": occasion.exception} if occasion.exception else {}
     draft = ranks.together(
-        lambda: draft_of_entries(
-            held, step=occasion.step, metrics=occasion.metrics, rng=capture_rng(), provenance=members
+        lambda: draft_of_run(
+            capture_entries(held) if recapture is None else recapture.capture(),
+            step=occasion.step,
+            metrics=occasion.metrics,
+            rng=capture_rng(),
+            provenance=members,
         )
     )
     if draft is None:

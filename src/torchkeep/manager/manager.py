@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Self
 
 from torchkeep.errors import CheckpointError, Preempted
-from torchkeep.folder.parallel import default_threads
 from torchkeep.manager.drafting import Occasion
 from torchkeep.manager.notices import warn
 from torchkeep.manager.preflight import Preflight, preflight
 from torchkeep.manager.proof import Proof, prove
+from torchkeep.manager.saving import Call
 from torchkeep.manager.session import Session
 from torchkeep.manager.signals import SignalWatch
 from torchkeep.manager.state import held_state
@@ -46,7 +46,9 @@ class CheckpointManager:
         also: What is kept of modules beside their state dicts: ``Also.GRADIENTS | Also.NON_PERSISTENT_BUFFERS``.
         failed_saves_allowed: How many saves in a row may fail before `after_step` raises: until then it warns, and
             the training goes on with the checkpoints that are there.
-        io_threads: Threads that hash and write; by default one per processor, at most 8.
+        io_threads: Threads that write; by default four per processor, at most 8.
+        staging_bytes: The most memory that copies of changed tensors may take between the return of `save` and their
+            writing; what is over it is written before `save` returns. By default a quarter of the memory that is free.
 
     Raises:
         TypeError: A value in `state` that could not be refilled, such as a number; all of them are named.
@@ -74,6 +76,7 @@ class CheckpointManager:
         also: Also = Also.NOTHING,
         failed_saves_allowed: int = 0,
         io_threads: int | None = None,
+        staging_bytes: int | None = None,
     ) -> None:
         held = held_state(state, also)
         if save_when is not None and not isinstance(save_when, SaveWhen):
@@ -83,7 +86,7 @@ class CheckpointManager:
         self.save_when = save_when
         self.retain = retain or KeepAll()
         self.failed_saves_allowed = failed_saves_allowed
-        self._session = Session(state, held, folder, self.retain, io_threads or default_threads())
+        self._session = Session(state, held, folder, self.retain, io_threads, staging_bytes)
         self._signals: SignalWatch | None = None
         self._failed_in_a_row = 0
         self._is_proving = False
@@ -254,8 +257,10 @@ class CheckpointManager:
         return self._save(Occasion(whole_step(step), metrics, tuple(tags)))
 
     def _save(self, occasion: Occasion) -> SaveHandle:
+        call = Call()
         self.wait()
-        return self._session.save(occasion)
+        call.has_waited()
+        return self._session.save(occasion, call)
 
     def preflight(self) -> Preflight:
         """Find out before the first save whether this run can save and resume.

@@ -2,50 +2,83 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torchkeep.errors import CheckpointError
 from torchkeep.folder.committed import nonfinite_of
 from torchkeep.folder.draft import Draft
-from torchkeep.folder.parallel import in_parallel
+from torchkeep.folder.linking import read_one_again
+from torchkeep.folder.parallel import default_threads
 from torchkeep.folder.record import Record, decode_record, encode_record
 from torchkeep.folder.recovery import recover
 from torchkeep.folder.runs import step_name
 from torchkeep.folder.thinning import thin
-from torchkeep.folder.write import Saved, Staged, finish, not_saved, stage
+from torchkeep.folder.write import Name, Saved, Staged, finish, not_saved, stage
+from torchkeep.manager.preparing import Copied, Prepared, prepare, stage_anew, stage_prepared
 from torchkeep.manager.ranks import Ranks
 from torchkeep.policies import KeepAll, RetentionPolicy
 from torchkeep.tensors import TensorSpec
 from torchkeep.verbs.background import SaveHandle
 
-Name = tuple[str, str]  # group, tensor
+if TYPE_CHECKING:
+    from torchkeep.live.staging import StagingMemory
+
 _MOST_NAMED = 100
+_WORTH_A_NOTE_SECONDS = 0.1
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of `save`: how long it has held the caller."""
+
+    began_seconds: float = field(default_factory=time.perf_counter)
+    waited_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return time.perf_counter() - self.began_seconds
+
+    def has_waited(self) -> None:
+        """Remember that until now it waited for the save before."""
+        self.waited_seconds = self.seconds
 
 
 class Saver:
     """One save at a time into a run folder.
 
+    Args:
+        folder: The run folder.
+        retain: What is kept after each save.
+        threads: Threads that write.
+        staging_bytes: The most memory that copies may take; None for a quarter of what is free at the first save.
+
     Attributes:
-        parent: The checkpoint whose shards the next save may link, and its record.
         notes: What a person should know about the saves so far.
         warnings: What a person should know now; whoever tells it takes it away.
         ranks: The ranks that save together.
         outcomes: The same ranks again, for what the saving threads tell each other.
     """
 
-    def __init__(self, folder: Path, retain: RetentionPolicy, threads: int) -> None:
+    def __init__(self, folder: Path, retain: RetentionPolicy, threads: int, staging_bytes: int | None) -> None:
         self.ranks = self.outcomes = Ranks()
-        self.parent: tuple[Path, Record] | None = None
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self._folder = folder
         self._retain = retain
         self._threads = threads
+        self._staging_bytes = staging_bytes
+        self._memory: StagingMemory | None = None
+        self._parent: tuple[Path, Record] | None = None
+        self._prepared: Prepared | None = None
+        self._doubtful: Mapping[str, str] = {}
         self._in_flight: SaveHandle | None = None
         self._has_leftovers = False
+        self._nonfinite: dict[str, str] = {}  # in what was written while the caller waited
 
     @property
     def is_idle(self) -> bool:
@@ -58,41 +91,73 @@ class Saver:
         handle = self._in_flight
         return handle is not None and handle.done and not handle.is_reported and handle.has_failed
 
-    def begin(self, draft: Draft, step: int, watched: Mapping[Name, bool]) -> SaveHandle:
+    def follow(self, parent: Path, record: Record) -> None:
+        """Let the next save link to a checkpoint that was resumed from."""
+        self._parent, self._prepared, self._doubtful = (parent, record), None, {}
+
+    def begin(self, draft: Draft, step: int, watched: Mapping[Name, bool], call: Call) -> SaveHandle:
         """Stage a draft and finish it in the background; when this returns the live objects may change again.
 
         Args:
             draft: What to save.
             step: The step it is of.
             watched: Tensors that make the checkpoint useless when they hold NaN; true where inf does too.
+            call: The call that asks for it.
 
         Raises:
             CheckpointError: The operating system refused; nothing is left behind.
         """
-        staged = self.ranks.together(lambda: self._stage(draft, step), only_first=True)
-        work = self._hear if staged is None else lambda: self._announce(staged, watched)
-        self._in_flight = SaveHandle(step, work)
-        return self._in_flight
-
-    def _stage(self, draft: Draft, step: int) -> Staged:
         target = self._folder / step_name(step)
-        parent, record = self.parent or (None, None)
+        copied = self.ranks.together(lambda: self._stage(draft, target, watched), only_first=True)
+        if call.waited_seconds > _WORTH_A_NOTE_SECONDS:
+            what = f"step {step} waited {call.waited_seconds:.1f} s for the save before it"
+            self.notes.append(f"{what}: saves are due more often than the disk takes them")
+        if copied is None:
+            handle = SaveHandle(step, self._hear)
+        else:
+            progress = copied.staged.progress
+            handle = SaveHandle(
+                step,
+                lambda: self._announce(copied, watched),
+                lambda saved: self._prepare(saved, copied, draft),
+                progress=progress,
+            )
+        handle.waited_seconds, handle.stall_seconds = call.waited_seconds, call.seconds
+        self._in_flight = handle
+        return handle
+
+    def _stage(self, draft: Draft, target: Path, watched: Mapping[Name, bool]) -> Copied:
+        """Link what did not change, and copy what the rest of the save will read."""
         if self._has_leftovers:
             with not_saved(target):
                 recover(self._folder)
         self._has_leftovers = True  # until it is known that this save leaves none
-        staged = stage(target, draft, parent, record, self._threads)
-        try:
-            self._copy(staged)
-        except BaseException:
-            staged.staging.discard()
-            raise
-        return staged
+        copied = self._copied(draft, target)
+        with copied.staged.undone_on_error():
+            copied.copies.run(default_threads())
+            written = [(g, n) for each in copied.staged.written for g in [each.shard.group] for n in each.placed]
+            self._nonfinite = self._faults_in(copied.staged, watched, written)
+        return copied
 
-    def _announce(self, staged: Staged, watched: Mapping[Name, bool]) -> Saved:
+    def _copied(self, draft: Draft, target: Path) -> Copied:
+        from torchkeep.live.staging import StagingMemory, default_budget_bytes
+
+        if self._memory is None:
+            budget = default_budget_bytes() if self._staging_bytes is None else self._staging_bytes
+            self._memory = StagingMemory(budget)
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared.fits(draft):
+            copied = stage_prepared(prepared, target, draft, self._memory, self._doubtful, self._threads)
+            if copied is not None:
+                return copied
+        parent, record = self._parent or (None, None)
+        staged = stage(target, draft, parent, record, self._threads, self._doubtful)
+        return stage_anew(staged, parent, self._memory)
+
+    def _announce(self, copied: Copied, watched: Mapping[Name, bool]) -> Saved:
         """Finish a save, and tell the other ranks how it went."""
         try:
-            saved = self._finish(staged, watched)
+            saved = self._finish(copied, watched)
         except BaseException as error:
             self.outcomes.share(b"\0" + str(error).encode())
             raise
@@ -107,26 +172,27 @@ class Saver:
         record = decode_record(told, str(self._folder))
         return Saved(self._folder / step_name(record.step or 0), record, 0, 0)
 
-    def _copy(self, staged: Staged) -> None:
-        """Let the rest of a save read copies, so that training may go on changing what it saves."""
-        names = staged.names_to_write()
-        copies = in_parallel(lambda name: bytearray(staged.draft.groups[name[0]][name[1]].read()), names, self._threads)
-        held = {name: memoryview(copy) for name, copy in zip(names, copies, strict=True)}
-        staged.read_from({name: partial(held.__getitem__, name) for name in names})
-
-    def _finish(self, staged: Staged, watched: Mapping[Name, bool]) -> Saved:
-        try:
-            self._look_for_nonfinite(staged, watched)
-        except BaseException:
-            staged.staging.discard()
-            raise
-        saved = finish(staged)
-        self.parent = (saved.path, saved.record)
+    def _finish(self, copied: Copied, watched: Mapping[Name, bool]) -> Saved:
+        with copied.staged.undone_on_error():
+            copied.settle(self._doubtful)
+            self._look_for_nonfinite(copied.staged, watched)
+        saved = finish(copied.staged)
+        self._parent = (saved.path, saved.record)
         self.notes += saved.notes
-        not_removed = self._thin(staged.draft.step)
+        not_removed = self._thin(copied.staged.draft.step)
         self.notes += not_removed
         self._has_leftovers = bool(not_removed)
         return saved
+
+    def _prepare(self, saved: Saved, copied: Copied, draft: Draft) -> None:
+        """Once a save is committed: read one of its shards again, and decide what the next one copies."""
+        self._doubtful = read_one_again(saved.path, saved.record, copied.staged.changed)
+        said = [
+            f"{saved.path.name}/{file}: {why}; the next save writes it anew" for file, why in self._doubtful.items()
+        ]
+        self.notes += said
+        if self._memory is not None:
+            self._prepared = prepare(saved, draft.groups, copied.staged.changed, self._memory)
 
     def _thin(self, saved_step: int | None) -> Sequence[str]:
         """Remove what retention does not keep: what was not removed, and why.
@@ -142,17 +208,7 @@ class Saver:
 
     def _look_for_nonfinite(self, staged: Staged, watched: Mapping[Name, bool]) -> None:
         """Record which watched tensors hold NaN or inf: those written are read, those linked are as they were."""
-        from torchkeep.live.finite import nonfinite
-
-        def read(name: Name) -> tuple[TensorSpec, memoryview]:
-            tensor = staged.draft.groups[name[0]][name[1]]
-            return tensor.spec, tensor.read()
-
-        written = set(staged.names_to_write())
-        found = {
-            ".".join(name): what
-            for name, what in nonfinite([e for e in watched.items() if e[0] in written], read).items()
-        }
+        found = self._nonfinite | self._faults_in(staged, watched, staged.names_to_write())
         before = nonfinite_of(staged.parent)
         linked = {".".join(name) for name in staged.linked_tensors}
         found |= {name: what for name, what in before.get("tensors", {}).items() if name in linked}
@@ -170,6 +226,17 @@ class Saver:
                 "it is never the best and never the only one that is kept"
             )
 
+    def _faults_in(self, staged: Staged, watched: Mapping[Name, bool], names: Sequence[Name]) -> dict[str, str]:
+        from torchkeep.live.finite import nonfinite
+
+        def read(name: Name) -> tuple[TensorSpec, memoryview]:
+            tensor = staged.draft.groups[name[0]][name[1]]
+            return tensor.spec, tensor.read()
+
+        wanted = set(names)
+        found = nonfinite([each for each in watched.items() if each[0] in wanted], read) if wanted else {}
+        return {".".join(name): what for name, what in found.items()}
+
     def wait(self) -> None:
         """Wait for the save in flight.
 
@@ -185,6 +252,7 @@ class Saver:
                 handle.result()
         finally:
             if handle.done:
+                handle.rest()
                 self._in_flight = None
 
     def settle(self) -> None:

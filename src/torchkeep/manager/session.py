@@ -6,19 +6,24 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torchkeep.errors import NotFoundError
 from torchkeep.folder.committed import read_record
+from torchkeep.folder.parallel import default_threads, writing_threads
 from torchkeep.folder.record import RECORD_NAME
 from torchkeep.manager.drafting import Occasion, draft_of_state
 from torchkeep.manager.notices import warn
 from torchkeep.manager.ranks import Ranks, ranks_here
 from torchkeep.manager.resuming import Resume, Resumed
 from torchkeep.manager.run_folder import RunFolder
-from torchkeep.manager.saving import Saver
+from torchkeep.manager.saving import Call, Saver
 from torchkeep.planning.rules import Rule
 from torchkeep.policies import RetentionPolicy
 from torchkeep.verbs.background import SaveHandle
+
+if TYPE_CHECKING:
+    from torchkeep.live.recapture import Recapture
 
 
 class Session:
@@ -30,7 +35,7 @@ class Session:
         retain: What is kept after each save.
         folder: The run folder.
         saver: What saves into it.
-        threads: Threads that hash, read and write.
+        threads: Threads that hash and read.
         last_step: The step last finished.
         last_saved_step: The step last saved or resumed from.
         last_save_seconds: When that was, as `time.monotonic` counts.
@@ -42,20 +47,22 @@ class Session:
         held: Mapping[str, object],
         folder: str | os.PathLike[str],
         retain: RetentionPolicy,
-        threads: int,
+        io_threads: int | None,
+        staging_bytes: int | None,
     ) -> None:
         self.state = dict(state)
         self.held = held
         self.retain = retain
         self.folder = RunFolder(folder)
-        self.saver = Saver(self.folder.path, retain, threads)
-        self.threads = threads
+        self.saver = Saver(self.folder.path, retain, io_threads or writing_threads(), staging_bytes)
+        self.threads = io_threads or default_threads()
         self.last_step: int | None = None
         self.last_saved_step: int | None = None
         self.last_save_seconds = time.monotonic()
         self._ranks: Ranks | None = None
         self._origin: object = None
         self._has_looked_around = False
+        self._capture: Recapture | None = None
 
     @property
     def ranks(self) -> Ranks:
@@ -95,25 +102,27 @@ class Session:
     def _stand_at(self, resumed: Resumed) -> int:
         committed = resumed.committed
         self.saver.notes += resumed.notes
-        self.saver.parent = (committed.path, committed.record)
+        self.saver.follow(committed.path, committed.record)
         self._origin = committed.record.provenance.get("origin")
         self.last_step = self.last_saved_step = committed.step
         self.last_save_seconds = time.monotonic()
         return committed.step + 1
 
-    def save(self, occasion: Occasion) -> SaveHandle:
+    def save(self, occasion: Occasion, call: Call) -> SaveHandle:
         """Save now, once the save before has ended; see `CheckpointManager.save`."""
         from torchkeep.live.finite import watched
+        from torchkeep.live.recapture import Recapture
 
         self.ranks.together(self.folder.own, only_first=True)
         self.ranks.together(self.folder.refuse_unresumed, only_first=True)
         self._look_around()
         provenance = {} if self._origin is None else {"origin": self._origin}
-        draft = draft_of_state(self.held, occasion, provenance, self.ranks)
+        self._capture = self._capture or Recapture(self.held)
+        draft = draft_of_state(self.held, occasion, provenance, self.ranks, self._capture)
         self._miss_metrics(occasion)
         specs = {(group, name): tensor.spec for group, of in draft.groups.items() for name, tensor in of.items()}
         self.last_save_seconds = time.monotonic()
-        handle = self.saver.begin(draft, occasion.step, watched(self.state, draft.entries, specs))
+        handle = self.saver.begin(draft, occasion.step, watched(self.state, draft.entries, specs), call)
         self.last_step = self.last_saved_step = occasion.step
         return handle
 

@@ -7,25 +7,44 @@ from collections.abc import Callable
 from pathlib import Path
 
 from torchkeep.errors import CheckpointError
+from torchkeep.folder.shard_files import Progress
 from torchkeep.folder.write import Saved
 
 
 class SaveHandle:
     """A save under way in the background.
 
+    Args:
+        step: The step it is of.
+        work: Writes and commits it.
+        afterwards: What is done once it is committed; nobody waits for that but the next save.
+
     Attributes:
         step: The step it is of.
+        stall_seconds: How long the call that began it held the caller, with `waited_seconds`.
+        waited_seconds: How long of that the caller waited for the save before this one.
+        progress: Bytes to write (None until that is decided) and bytes written.
         is_reported: Whether somebody has waited for its result, and so seen its error.
     """
 
-    def __init__(self, step: int, work: Callable[[], Saved]) -> None:
+    def __init__(
+        self,
+        step: int,
+        work: Callable[[], Saved],
+        afterwards: Callable[[Saved], object] = lambda _: None,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
         self.step = step
+        self.stall_seconds = self.waited_seconds = 0.0
+        self.progress = progress or Progress()
         self.is_reported = False
         self._saved: Saved | None = None
         self._error: BaseException | None = None
-        self._work = work
+        self._work, self._afterwards = work, afterwards
         # An interrupted join() takes a running thread for ended (CPython before 3.13); an event does not.
-        self._ended = threading.Event()
+        self._staged, self._ended, self._rested = threading.Event(), threading.Event(), threading.Event()
+        self._staged.set()
         # Not a daemon: an interpreter that exits waits for the commit.
         threading.Thread(target=self._run, name=f"torchkeep-save-{step}").start()
 
@@ -36,6 +55,11 @@ class SaveHandle:
             self._error = error
         finally:
             self._ended.set()
+        try:
+            if self._saved is not None:
+                self._afterwards(self._saved)
+        finally:
+            self._rested.set()
 
     @property
     def done(self) -> bool:
@@ -46,6 +70,10 @@ class SaveHandle:
     def has_failed(self) -> bool:
         """Whether it has ended with an error."""
         return self._error is not None
+
+    def staged(self) -> bool:
+        """Whether nothing that is saved depends on the live objects any more."""
+        return self._staged.is_set()
 
     def wait(self) -> Path:
         """Wait until it is committed and durable; its path.
@@ -64,6 +92,10 @@ class SaveHandle:
         if self._saved is None:
             raise CheckpointError(f"the save of step {self.step} did not end")
         return self._saved
+
+    def rest(self) -> None:
+        """Wait until what follows the commit is done too."""
+        self._rested.wait()
 
     def __repr__(self) -> str:
         state = "under way" if not self.done else "failed" if self._error is not None else "committed"

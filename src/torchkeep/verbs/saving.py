@@ -124,18 +124,16 @@ def draft_of(saved: object, *, step: int | None = None, metrics: Mapping[str, fl
     return draft_of_captured(capture(saved), step, metrics)
 
 
-def draft_of_entries(
-    entries: Mapping[str, object],
+def draft_of_run(
+    captured: Captured,
     *,
     step: int,
     metrics: Mapping[str, float] | None,
     rng: Mapping[str, object],
     provenance: Mapping[str, object],
 ) -> Draft:
-    """Like `draft_of`, of named entries, whatever they are, with the random states and more provenance."""
-    from torchkeep.live.capture import capture_entries
-
-    draft = draft_of_captured(capture_entries(entries), step, metrics, rng)
+    """Like `draft_of`, of what a run captured, with the random states and more provenance."""
+    draft = draft_of_captured(captured, step, metrics, rng)
     return replace(draft, provenance={**draft.provenance, **provenance})
 
 

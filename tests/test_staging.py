@@ -1,0 +1,212 @@
+"""Saves beside training: what a checkpoint holds is what was there when `save` was called, whatever happened after."""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+
+import pytest
+import torch
+
+import torchkeep as tk
+from torchkeep.errors import CheckpointError
+from torchkeep.folder import shard_files
+from torchkeep.live.staging import StagingMemory, copies_of
+from torchkeep.manager import preparing
+
+MIB = 2**20
+
+
+def make_state():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(700, 700), torch.nn.BatchNorm1d(700), torch.nn.Linear(700, 600), torch.nn.Linear(600, 3)
+    )
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "ema": {"w": torch.zeros(500_000), "view": torch.zeros(700, 70).t()},
+        "progress": {"epoch": 0, "loss": [1.0]},
+    }
+
+
+def live_tensors(state):
+    tensors = [*state["model"].state_dict(keep_vars=True).values(), *state["ema"].values()]
+    return tensors + [v for each in state["optimizer"].state.values() for v in each.values()]
+
+
+def train(state, rounds):
+    for parameter in state["model"].parameters():
+        parameter.grad = torch.full_like(parameter, float(rounds + 1))
+    state["optimizer"].step()
+
+
+@torch.no_grad()
+def scramble(state):
+    for tensor in live_tensors(state):
+        tensor.copy_(torch.rand_like(tensor, dtype=torch.float32) * 100)
+    state["progress"]["loss"].append(-1)
+
+
+def snapshot(state):
+    return copy.deepcopy(
+        {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in state.items()}
+    )
+
+
+def assert_saved(path, expected):
+    found = tk.load(path)
+    for name in ("model", "ema"):
+        assert list(found[name]) == list(expected[name])
+        assert all(torch.equal(found[name][key], value) for key, value in expected[name].items())
+    moments = zip(found["optimizer"]["state"].values(), expected["optimizer"]["state"].values(), strict=True)
+    assert all(torch.equal(a[key], b[key]) for a, b in moments for key in b)
+    assert found["progress"] == expected["progress"]
+
+
+@torch.no_grad()
+def change_some(state, number):
+    """Every save meets another mix: all, none, only what was still before, only one tensor of a big shard."""
+    tensors = live_tensors(state)
+    chosen = [tensors, [], tensors[:2], tensors[-1:], tensors[::3], tensors[3:4], tensors][number % 7]
+    for tensor in chosen:
+        tensor.add_(1)
+    state["progress"]["epoch"] = number
+
+
+@pytest.mark.parametrize("staging_bytes", [None, 0, 3 * MIB])
+def test_each_checkpoint_holds_what_was_there_when_it_was_saved(staging_bytes, tmp_path):
+    state = make_state()
+    train(state, 0)
+    expected, before = {}, []
+    with tk.CheckpointManager(tmp_path, state, staging_bytes=staging_bytes) as manager:
+        for number in range(9):
+            if number:  # back to what was saved, so that changes are the ones meant
+                for live, kept in zip(live_tensors(state), before, strict=True):
+                    live.detach().copy_(kept)
+                state["progress"]["loss"].pop()
+            change_some(state, number)
+            expected[number] = snapshot(state)
+            before = [tensor.detach().clone() for tensor in live_tensors(state)]
+            handle = manager.save(number)
+            assert handle.staged()
+            scramble(state)
+            handle.wait()
+    for number, each in expected.items():
+        assert_saved(tmp_path / f"step-{number:08}", each)
+        assert tk.verify(tmp_path / f"step-{number:08}")
+    over = [note for note in manager.notes if "staging_bytes allows no more" in note]
+    assert bool(over) == (staging_bytes is not None)
+
+
+def test_what_did_not_change_is_linked_and_not_copied(tmp_path, monkeypatch):
+    state = make_state()
+    train(state, 0)
+    copied = []
+    run = preparing.Copied.__init__
+    monkeypatch.setattr(
+        preparing.Copied,
+        "__init__",
+        lambda self, staged, places, copies, *rest: (
+            copied.append(copies.nbytes) or run(self, staged, places, copies, *rest)
+        ),
+    )
+    with tk.CheckpointManager(tmp_path, state) as manager:
+        for number in range(4):
+            with torch.no_grad():
+                state["model"][3].weight.add_(1)
+            manager.save(number).wait()
+    assert copied[0] > 4 * MIB
+    assert copied[3] < MIB  # the head, which changes
+    linked = (tmp_path / "step-00000003").glob("model-*.safetensors")
+    assert max(file.stat().st_nlink for file in linked) == 4
+
+
+def test_staging_memory_is_used_again_and_bounded():
+    memory = StagingMemory(10 * MIB)
+    first = [memory.take(3 * MIB) for _ in range(3)]
+    assert all(first)
+    assert memory.take(3 * MIB) is None
+    memory.reset()
+    again = memory.take(2 * MIB)
+    assert again.tensor.data_ptr() == first[0].tensor.data_ptr()
+    memory.reset()
+    assert memory.take(9 * MIB)  # what is not used goes where that makes room
+    assert memory.nbytes <= 10 * MIB
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.float32, torch.complex128, torch.bool, torch.bfloat16, torch.float8_e4m3fn]
+)
+@pytest.mark.parametrize("shape", [(0,), (), (3,), (30_720 * 8 + 1,), (5, 7)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_copies_are_byte_for_byte(dtype, shape, threads):
+    from torchkeep.live.capture import capture
+
+    tensors = [torch.rand(shape).mul(3).to(dtype) for _ in range(3)]
+    tensors.append(torch.rand(*shape, 2)[..., 0].mul(3).to(dtype).expand(shape) if shape else torch.rand(()).to(dtype))
+    drafts = capture(tensors).groups["value"] if any(t.numel() for t in tensors) else {}
+    memory = StagingMemory(100 * MIB)
+    places = [memory.take(draft.spec.nbytes).tensor for draft in drafts.values()]
+    copies_of(list(zip(drafts.values(), places, strict=True))).run(threads)
+    assert [bytes(place.numpy()) for place in places] == [bytes(draft.read()) for draft in drafts.values()]
+
+
+def test_the_next_save_waits_for_the_one_in_flight_and_says_how_long(tmp_path, monkeypatch):
+    may_write = threading.Event()
+    write = shard_files.write_span
+
+    def slow(*args):
+        may_write.wait(10)
+        return write(*args)
+
+    monkeypatch.setattr(shard_files, "write_span", slow)
+    with tk.CheckpointManager(tmp_path, {"w": torch.zeros(9)}) as manager:
+        first = manager.save(0)
+        assert not first.done
+        assert first.staged()
+        threading.Timer(0.3, may_write.set).start()
+        second = manager.save(1)
+        assert first.done
+        assert second.stall_seconds >= second.waited_seconds > 0.2
+        second.wait()
+        assert first.progress.done_bytes == first.progress.total_bytes == 36
+        assert second.progress.total_bytes == 0  # linked
+    [note] = manager.notes
+    assert note.startswith("step 1 waited 0.")
+    assert note.endswith(" s for the save before it: saves are due more often than the disk takes them")
+
+
+def test_an_error_in_the_background_surfaces_once_and_the_next_save_works(tmp_path, monkeypatch):
+    state = {"w": torch.zeros(9)}
+    with tk.CheckpointManager(tmp_path, state) as manager:
+        with monkeypatch.context() as patch:
+            patch.setattr(shard_files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+            manager.save(0)
+            with pytest.raises(CheckpointError, match="the checkpoint was not saved: Input/output error"):
+                manager.wait()
+        manager.save(1).wait()
+    assert [each.step for each in tk.checkpoints(tmp_path)] == [1]
+
+
+def test_a_fork_while_a_save_is_under_way_changes_nothing(tmp_path):
+    """Data loaders fork at any time; the staging memory does not go with them."""
+    import multiprocessing
+
+    state = {"w": torch.rand(4 * MIB)}
+    with tk.CheckpointManager(tmp_path, state) as manager:
+        for number in range(3):
+            state["w"].add_(1)
+            handle = manager.save(number)
+            child = multiprocessing.get_context("fork").Process(target=random.random)
+            child.start()
+            expected = state["w"].clone()
+            state["w"].zero_()
+            child.join()
+            assert child.exitcode == 0
+            handle.wait()
+            assert torch.equal(tk.load(handle.wait())["w"], expected)
+            state["w"].copy_(expected)

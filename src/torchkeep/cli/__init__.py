@@ -7,17 +7,18 @@ unsupported, 4 corrupt or unsafe, 130 interrupted, 141 the reader of a pipe went
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from torchkeep.cli import average, convert, diff, ls, plan, prune, show, verify, view
 from torchkeep.cli.console import UsageError, say, tell
 from torchkeep.errors import CheckpointError, NotFoundError
 
 _EXIT_CODES = """exit codes:
   0 ok   1 difference or failed check   2 usage   3 not found or unsupported   4 corrupt or unsafe   130 interrupted
 """
+VERBS = ("show", "ls", "plan", "diff", "verify", "convert", "average", "prune", "tag", "view", "completion")
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     try:
-        arguments = _parser().parse_args(argv)
+        given = sys.argv[1:] if argv is None else list(argv)
+        arguments = make_parser(given[0] if given else None).parse_args(given)
     except SystemExit as asked:  # argparse has printed help, the version, or what is wrong.
         return asked.code if isinstance(asked.code, int) else UsageError.exit_code
     try:
@@ -57,17 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all verbs; of one alone, whose modules are then all that is imported, where that is known."""
     parser = argparse.ArgumentParser(
         prog="torchkeep",
-        description="Look into, list, verify and plan to load PyTorch checkpoints of any format. None is run.",
+        description="Look into, compare, convert, verify and keep PyTorch checkpoints of any format. None is run.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for verb in (show, ls, plan, diff, verify, convert, average, prune, view):
-        verb.add_to(verbs)
+    for name in [verb] if verb in VERBS else VERBS:
+        importlib.import_module(f"torchkeep.cli.{name}").add_to(verbs)
     return parser
 
 

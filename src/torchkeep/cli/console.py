@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO, TypeAlias
 
 from torchkeep.tensors import printable
@@ -71,19 +71,6 @@ def say_json(values: Mapping[str, object]) -> None:
 def has_colour(stream: TextIO) -> bool:
     """Whether colours are wanted: a terminal, and no NO_COLOR."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells in columns, two spaces apart, aligned to the right.
-
-    Example:
-        >>> print(columns([["step", "size"], ["1200", "3.1 MB"]]))
-        step    size
-        1200  3.1 MB
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ([cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
-    return "\n".join("  ".join(cells) for cells in lines)
 
 
 def _json_values(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds

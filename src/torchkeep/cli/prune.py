@@ -33,6 +33,13 @@ def add_to(verbs: Verbs) -> None:
         "The newest checkpoint and the newest that verifies always stay. A run that is being written is refused.",
     )
     parser.add_argument("run_folder", metavar="RUN", help="a run folder, which holds checkpoints by step")
+    add_keeps(parser)
+    parser.add_argument("--dry-run", action="store_true", help="remove nothing; print what would go and why")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_keeps(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the options that say what to keep; `policy_of` makes a policy of them."""
     parser.add_argument("--keep-last", metavar="N", type=int, help="the newest N")
     parser.add_argument(
         "--keep-best",
@@ -47,8 +54,6 @@ def add_to(verbs: Verbs) -> None:
     )
     parser.add_argument("--keep-within", metavar="SIZE", help="as many as fit, sparser with age: 200GB, 1.5TiB")
     parser.add_argument("--optimizer-in-last", metavar="N", type=int, help="optimizer state in the newest N only")
-    parser.add_argument("--dry-run", action="store_true", help="remove nothing; print what would go and why")
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:

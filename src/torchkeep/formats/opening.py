@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 
 from torchkeep.errors import FormatError
-from torchkeep.formats.folders import open_folder
-from torchkeep.formats.hf_index import HuggingFaceIndex
 from torchkeep.formats.regular_file import RegularFile
 from torchkeep.formats.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
 from torchkeep.formats.torch_legacy import TorchLegacy, begins_as_legacy
@@ -67,13 +65,20 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         >>> folder.cleanup()
     """
     where = Path(path)
-    return open_folder(where, _open_shard) if where.is_dir() else _open_file(RegularFile(where))
+    if not where.is_dir():
+        return _open_file(RegularFile(where))
+    # Most files are no folders: what reads those is imported with the first.
+    from torchkeep.formats.folders import open_folder
+
+    return open_folder(where, _open_shard)
 
 
 def _open_file(file: RegularFile) -> Source:
     try:
         head = file.read(0, min(_SNIFFED_BYTES, file.size))
         if file.path.name.endswith(".index.json") and head.lstrip().startswith(b"{"):
+            from torchkeep.formats.hf_index import HuggingFaceIndex
+
             return HuggingFaceIndex(file, _open_shard)
         return _source_of(file, head)
     except BaseException:

@@ -13,8 +13,10 @@ from typing import Literal, overload
 from torchkeep.errors import NotFoundError, typed
 from torchkeep.folder.amending import change_tags
 from torchkeep.folder.committed import first_nonfinite, tags_of
+from torchkeep.folder.retention import Decision, RetentionPolicy, decide
 from torchkeep.folder.runs import list_run, metrics_of
-from torchkeep.folder.thinning import files_of
+from torchkeep.folder.thinning import candidate_of, files_of
+from torchkeep.folder.verified import Verified, recall
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class RunCheckpoint(os.PathLike[str]):
         added_bytes: Bytes of the shards that no earlier step holds: what this save added to those that are here.
         tags: Its tags when the run was listed.
         nonfinite: The first parameter or optimizer state that holds NaN or inf, or None.
+        verified_at: When every byte of it was last read and compared, and was good; None where that is not known.
+        is_damaged: Whether that was the last thing that reading it found.
     """
 
     path: Path
@@ -42,6 +46,8 @@ class RunCheckpoint(os.PathLike[str]):
     added_bytes: int
     tags: tuple[str, ...] = ()
     nonfinite: str | None = None
+    verified_at: datetime | None = None
+    is_damaged: bool = False
 
     def tag(self, *tags: str) -> tuple[str, ...]:
         """Give it tags, durably, also while its run is being written; all it has then.
@@ -170,6 +176,7 @@ def checkpoints(run: str | os.PathLike[str]) -> RunCheckpoints:
         added_bytes[path] = sum(size for inode, size in of_one.items() if inode not in holders)
         for inode in of_one:
             holders[inode] = holders.get(inode, 0) + 1
+    noted = recall(found.folder, {each.path.name: (each.summary.id, each.summary.shards) for each in found.checkpoints})
     members = [
         RunCheckpoint(
             path=each.path,
@@ -181,9 +188,24 @@ def checkpoints(run: str | os.PathLike[str]) -> RunCheckpoints:
             added_bytes=added_bytes[each.path],
             tags=tags_of(each.summary),
             nonfinite=first_nonfinite(each.summary),
+            verified_at=_when(noted.get(each.path.name)),
+            is_damaged=each.path.name in noted and not noted[each.path.name].ok,
         )
         for each in found.checkpoints
     ]
     sizes = {inode: size for of_one in inodes.values() for inode, size in of_one.items()}
     passed_over = {path.name: error.what for path, error in found.passed_over}
     return RunCheckpoints(found.folder, members, sum(sizes.values()), passed_over)
+
+
+def _when(noted: Verified | None) -> datetime | None:
+    return datetime.fromtimestamp(noted.at_ns / 1e9, UTC) if noted is not None and noted.ok else None
+
+
+def decisions_of(run: str | os.PathLike[str], policy: RetentionPolicy) -> tuple[Decision, ...]:
+    """What a retention policy would decide on each checkpoint of a run, and why; nothing is removed or read.
+
+    Raises:
+        NotFoundError: There is no such folder.
+    """
+    return decide(policy, [candidate_of(each) for each in list_run(Path(run)).checkpoints])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 from torchkeep.errors import CheckpointError, CorruptError, LimitError, UnsafeError
 from torchkeep.folder.parallel import default_threads, in_parallel
 from torchkeep.folder.read import FolderSource
+from torchkeep.folder.runs import is_step_name
+from torchkeep.folder.verified import remember
 from torchkeep.tensors import Source, TensorSpec, bits_of, tensors_of
 from torchkeep.verbs.name_hash import fault_of_name, hash_in
 from torchkeep.verbs.sources import open_source
@@ -87,7 +90,8 @@ def verify(
 
     Returns:
         What was checked and every fault found. Damage does not raise. A whole read of a file that is named as
-        torchvision names weights (``resnet50-0676ba61.pth``) is compared with that sha256 too.
+        torchvision names weights (``resnet50-0676ba61.pth``) is compared with that sha256 too. What a whole read of a
+        run's checkpoint found is noted in the run folder, for ``torchkeep ls``.
 
     Raises:
         NotFoundError: There is nothing at the path.
@@ -116,10 +120,18 @@ def verify(
         )
         threads = io_threads or default_threads()
         if isinstance(source, FolderSource) and share == 1:
-            return _read_all(source, distinct, found, threads, progress)
+            found = _read_all(source, distinct, found, threads, progress)
+            _remember(source, found)
+            return found
         return _read(source, distinct, found, threads, progress) if share else found
     finally:
         source.close()
+
+
+def _remember(source: FolderSource, found: Verification) -> None:
+    """Note what was found beside a run's checkpoint, for `ls` to tell."""
+    if is_step_name(source.path.name):
+        remember(source.path, source.record.id, source.record.shards, ok=found.ok, at_ns=time.time_ns())
 
 
 def _read_all(

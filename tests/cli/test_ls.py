@@ -38,9 +38,9 @@ def test_a_table_of_steps_metrics_and_sizes_and_on_stderr_what_was_passed_over(r
     assert (
         re.sub(r"\d+ s", "0 s", shown.out)
         == """\
-step  age   acc   loss    size     own
- 100  0 s   0.5      -  8.6 kB  4.2 kB
- 200  0 s  0.75  1e-05  8.6 kB  4.2 kB
+step  age   acc   loss    size     own  verified
+ 100  0 s   0.5      -  8.6 kB  4.2 kB  -
+ 200  0 s  0.75  1e-05  8.6 kB  4.2 kB  -
 2 checkpoints, 12.7 kB on disk
 """
     )
@@ -53,10 +53,77 @@ def test_json_has_bytes_and_times_for_machines(run, capsys):
     values = json.loads(capsys.readouterr().out)
     assert [each["step"] for each in values["checkpoints"]] == [100, 200]
     first = values["checkpoints"][0]
-    assert list(first) == ["step", "path", "saved_at", "metrics", "total_bytes", "own_bytes"]
+    assert list(first) == [
+        "step", "path", "saved_at", "metrics", "tags", "nonfinite", "total_bytes", "own_bytes", "added_bytes",
+        "verified_at", "damaged",
+    ]  # fmt: skip
     assert (first["path"], first["metrics"]) == ("run/step-00000100", {"acc": 0.5})
     assert first["saved_at"].endswith("+00:00")
     assert list(values["passed_over"]) == ["step-00000300"]
+
+
+def test_tags_and_what_a_policy_would_keep_have_columns_and_nothing_is_removed(run, capsys):
+    assert main(["tag", "run/step-00000100", "paper", "first try"]) == 0
+    assert main(["ls", run, "--keep-last", "1", "--keep-tagged", "paper"]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        re.sub(r"\d+ s", "0 s", shown)
+        == """\
+run/step-00000100: paper, first try
+step  age   acc   loss    size     own  verified  tags          kept by
+ 100  0 s   0.5      -  8.6 kB  4.2 kB  -         paper, first  tagged paper
+                                                  try
+ 200  0 s  0.75  1e-05  8.6 kB  4.2 kB  -                       the newest; the
+                                                                last
+2 checkpoints, 12.7 kB on disk
+"""
+    )
+    assert main(["ls", run, "--keep-best", "1:acc:max", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert (first["keep"], second["keep"], first["tags"]) == (False, True, ["paper", "first try"])
+    assert "best acc" in " ".join(second["reasons"])
+    assert main(["tag", "run/step-00000100", "first try", "--remove", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tags"] == ["paper"]
+    assert main(["tag", "run/step-00000100"]) == 0
+    assert capsys.readouterr().out == "run/step-00000100: paper\n"
+    assert main(["tag", "run/absent", "x"]) == 3
+
+
+def test_what_was_verified_is_remembered_until_a_file_changes(run, tmp_path, capsys):
+    shutil.rmtree("run/step-00000300")
+    assert main(["verify", "run/step-00000100"]) == 0
+    assert main(["verify", "run/step-00000200", "--quick"]) == 0
+    capsys.readouterr()
+
+    def verified():
+        assert main(["ls", run, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["checkpoints"]
+        return [(bool(each["verified_at"]), each["damaged"]) for each in found]
+
+    assert verified() == [(True, False), (False, False)]
+    assert main(["ls", run]) == 0
+    assert re.search(r"kB  \d+ s ago\n", capsys.readouterr().out)
+    shards = [path for path in (tmp_path / "run" / "step-00000200").glob("*.safetensors") if path.stat().st_nlink == 1]
+    content = bytearray(shards[0].read_bytes())
+    content[-1] ^= 1
+    shards[0].unlink()
+    shards[0].write_bytes(content)
+    assert main(["verify", run]) == 4
+    capsys.readouterr()
+    assert verified() == [(True, False), (False, True)]
+    shards[0].unlink()
+    content[-1] ^= 1
+    shards[0].write_bytes(content)
+    assert verified() == [(True, False), (False, False)]  # not known again
+    (tmp_path / "run" / ".verified.json").write_text("[" * 100_000)
+    assert verified() == [(False, False), (False, False)]
+
+
+def test_verifying_in_a_folder_that_cannot_be_written_works_as_well(run, tmp_path, monkeypatch, capsys):
+    from torchkeep.folder import verified
+
+    monkeypatch.setattr(verified, "FILE_NAME", "absent/.verified.json")
+    assert main(["verify", "run/step-00000100"]) == 0
 
 
 def test_verifying_a_run_verifies_each_and_the_one_passed_over_is_damage(run, capsys):

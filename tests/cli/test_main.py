@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from torchkeep.cli import main
-from torchkeep.cli.console import columns, say, tell
+from torchkeep.cli.console import say, tell
 from torchkeep.verbs import opening
 
 
@@ -40,7 +40,3 @@ def test_a_stream_that_cannot_write_a_character_gets_it_escaped(monkeypatch):
     say("└─ naïve")
     stream.flush()
     assert stream.buffer.getvalue() == b"\\u2514\\u2500 na\\xefve\n"
-
-
-def test_columns_are_as_wide_as_their_widest_cell():
-    assert columns([["a", "long head"], ["12345", "b"]]) == "    a  long head\n12345          b"

@@ -86,7 +86,10 @@ def bash(verbs: Mapping[str, Verb]) -> str:
             *cases,
             "  esac",
             '  COMPREPLY=($(compgen -W "$words" -- "$word"))',
-            '  if [[ $word != -* ]]; then COMPREPLY+=($(compgen -f -- "$word")); fi',
+            "  local path",
+            "  if [[ $word != -* ]]; then",
+            '    while IFS= read -r path; do COMPREPLY+=("$path"); done < <(compgen -f -- "$word")',
+            "  fi",
             "}",
             "complete -o filenames -F _torchkeep torchkeep",
         ]

@@ -60,7 +60,7 @@ def rest_of(source: Source, entry: str, tensors: Mapping[str, TensorSpec]) -> li
     for key, node in rest.items() if isinstance(rest, Mapping) else ():
         held = _held(node)
         if held:
-            lines.append(f"{key}: {held}")
+            lines.append(f"{key}{f', beside {entry}' if key == path[0] else ''}: {held}")
     if not path:
         taken = set(map(id, tensors.values()))
         others = [name_of(at) for at, leaf in walk(source.tree) if id(leaf) not in taken]

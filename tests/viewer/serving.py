@@ -35,6 +35,7 @@ def serving(*paths: os.PathLike[str]) -> Iterator[Server]:
     """Serve a path, and others beside it, from a thread."""
     subject = Subject(paths[0], paths[1:])
     server = Server(subject)
+    server.daemon_threads = False  # closing waits for answers that are under way
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -279,6 +279,31 @@ def test_an_exported_page_shows_all_of_it_from_a_file_without_any_network(run, v
     assert "this report does not hold that" in page.inner_text("#notices")
 
 
+def test_a_file_without_tensors_and_a_run_without_checkpoints_say_so(visit, tmp_path):
+    torch.save({"epoch": 1, "rates": [0.1, 0.2]}, tmp_path / "none.pt")
+    with serving(tmp_path / "none.pt") as server:
+        page = visit(server.url, ready="#view-weights .list-empty")
+        assert "no entry looks like weights" in page.inner_text("#view-weights")
+        assert page.locator("#view-weights .map").is_hidden()
+        page.click("text=Values beside the tensors")
+        assert page.inner_text("#view-weights details .pairs").split() == [
+            "epoch",
+            "1",
+            "rates.0",
+            "0.1",
+            "rates.1",
+            "0.2",
+        ]
+
+    (tmp_path / "run" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "run" / "step-00000001" / "checkpoint.json").write_text("{")
+    with serving(tmp_path / "run") as server:
+        page = visit(server.url, ready="#view-run .list-empty")
+        assert texts(page, "[role=tab]") == ["Run"]
+        assert "step-00000001: the record is damaged" in page.inner_text("#view-run")
+        assert page.locator(".chart").first.is_hidden()
+
+
 def test_a_server_that_went_away_is_said_and_what_is_shown_stays(run, visit):
     with serving(run) as server:
         page = visit(server.url, ready="#view-run .list-row", allowed="ERR_CONNECTION_REFUSED")

@@ -66,6 +66,7 @@ const runView = (() => {
         el("span", {}, el("i", { style: { background: "var(--accent-ground)" } }), "the whole checkpoint"),
       ),
     );
+    metrics.hidden = sizes.hidden = !kept.length;
     const node = el("div", { class: "view" }, passedOver(run), metrics, sizes, card("Checkpoints", "", list.node));
     return {
       node,

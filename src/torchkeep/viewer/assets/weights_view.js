@@ -48,6 +48,7 @@ const weightsView = (() => {
       );
       map.show(treemapLayout.grow(tensors.name, (index) => (tensors.tied[index] < 0 ? tensors.nbytes[index] : 0)));
       const counted = text.counted(tensors.name.length, "tensor");
+      mapCard.hidden = !total(tensors);
       mapCard.said.textContent = `Areas are bytes: ${text.bytes(total(tensors))} in ${counted}.`;
       values.lastChild.replaceChildren(pairs(checkpoint.values));
       values.hidden = !checkpoint.values.length;

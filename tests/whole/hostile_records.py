@@ -183,7 +183,7 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], object], type[Exception], str]
     ),
     **{f"a {name} for the model": (class_is(name), CorruptError, "as the model is a") for name in IN_ORDER},
     **{f"a {name} made of nothing": (added({"class": name}), CorruptError, "") for name in IN_ORDER},
-    **{f"a {name} made of a text": (added({"class": name, "args": ["load"]}), CorruptError, "") for name in IN_ORDER},
+    **{f"a {name} made of a list": (added({"class": name, "args": [["load"]]}), CorruptError, "") for name in IN_ORDER},
     **{
         f"packed weights of {name}": (attribute({"$torch.packed": parts}), CorruptError, "")
         for name, parts in {
@@ -219,6 +219,7 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], object], type[Exception], str]
     "an object that is not there": (attribute({"$object": 99}), CorruptError, "no object 99"),
     "an object before the first": (attribute({"$object": -1}), CorruptError, "no object -1"),
     "an object numbered by a text": (attribute({"$object": "0"}), CorruptError, "no object"),
+    "a logger of a number": (attribute({"$logger": 1}), CorruptError, "logger"),
     "a partial of two parts": (attribute({"$partial": [1, 2]}), CorruptError, ""),
     "no objects": (structure_is(objects=[]), CorruptError, "no objects"),
     "objects that are no list": (structure_is(objects=3), CorruptError, "not a list"),

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import enum
 import functools
+import logging
 import pathlib
 from typing import NamedTuple, Self
 
@@ -111,7 +112,7 @@ class Holder(nn.Module):
         self.by_class = {nn.Linear: "linear", Norm.BATCH: 1}
         self.sizes = torch.Size([1, 2])
         self.kinds = (torch.bfloat16, torch.device("cpu"), torch.channels_last, torch.strided)
-        self.path = pathlib.PurePosixPath("a/b")
+        self.path, self.log = pathlib.PurePosixPath("a/b"), logging.getLogger("torchkeep.tests")
         self.nothing, self.text, self.many = None, "$text", {"$a": 1, "b": {2, 3}, "c": range(3)}
         self.missing = nn.Module()
         self.register_parameter("empty", None)

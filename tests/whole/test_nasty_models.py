@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 
 import pytest
@@ -125,6 +126,7 @@ def test_objects_that_were_one_are_one(tmp_path):
     assert model.ordered.note == "kept"
     assert (type(model.label), model.label) == (nasty_models.Label, "name")
     assert model.norm_class(4).eps == 1e-3
+    assert model.log is logging.getLogger("torchkeep.tests")
     assert (model.nothing, model.text, model.many) == (None, "$text", {"$a": 1, "b": {2, 3}, "c": range(3)})
     assert model.kinds == (torch.bfloat16, torch.device("cpu"), torch.channels_last, torch.strided)
     assert weakref.ref(model)() is model

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.whole import traps
-from tests.whole.nasty_models import MODELS, Holder, Tied
+from tests.whole.nasty_models import IMAGES, MODELS, STEPS, VECTORS, Holder, Tied
 from torch import nn
 from torch.nn import functional
 
@@ -131,6 +131,12 @@ WIDE = ("torch", "os", "builtins", "subprocess", "torch.hub", "sys.path", "*", "
 def test_trust_in_everything_is_refused(trust, saved):
     with pytest.raises(ValueError, match="trust="):
         tk.load_whole(saved, trust=[trust])
+
+
+@pytest.mark.parametrize("given", [["a"], 3, "a"])
+def test_a_class_map_maps_names(given, saved):
+    with pytest.raises(TypeError, match=r"class_map is a .*: names in the file to classes are wanted"):
+        tk.load_whole(saved, class_map=given)
 
 
 def test_trust_is_made_of_classes_functions_and_names(saved):
@@ -416,6 +422,32 @@ def test_a_pickled_module_of_torch_save_is_rebuilt_without_its_pickle(name, tmp_
 
 def as_list(output: object) -> list[torch.Tensor]:
     return [output] if isinstance(output, torch.Tensor) else [each for part in output for each in as_list(part)]
+
+
+ADDED_LATER = {
+    nn.Conv2d: (lambda: nn.Conv2d(3, 2, 3, padding=1), ["padding_mode", "_reversed_padding_repeated_twice"], IMAGES),
+    nn.LSTM: (lambda: nn.LSTM(4, 3), ["proj_size"], STEPS),
+    nn.GELU: (nn.GELU, ["approximate"], VECTORS),
+    nn.Softmax: (lambda: nn.Softmax(1), [], VECTORS),
+    nn.MultiheadAttention: (lambda: nn.MultiheadAttention(4, 2), ["batch_first", "_qkv_same_embed_dim"], (STEPS,) * 3),
+    nn.TransformerEncoderLayer: (
+        lambda: nn.TransformerEncoderLayer(4, 2, 8), ["norm_first", "activation", "activation_relu_or_gelu"], STEPS,
+    ),
+    nn.Upsample: (lambda: nn.Upsample(scale_factor=2), ["recompute_scale_factor"], IMAGES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ADDED_LATER)
+def test_modules_that_an_old_torch_pickled_get_what_torch_added_since(kind, tmp_path):
+    make, names, inputs = ADDED_LATER[kind]
+    model = make().eval()
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    expected = as_list(model(*inputs))
+    for name in names:
+        del vars(model)[name]
+    torch.save(model, tmp_path / "model.pt")
+    rebuilt = tk.load_whole(tmp_path / "model.pt")
+    assert all(torch.equal(a, b) for a, b in zip(expected, as_list(rebuilt(*inputs)), strict=True))
 
 
 def test_a_pickled_module_beside_other_things_is_found_and_named(tmp_path):

@@ -156,6 +156,8 @@ class _Reading:
             if not isinstance(payload, str):
                 raise TypeError("a name wanted")
             return Named(payload)
+        if tag == "$logger":
+            return Described("logging.getLogger", (payload,))
         if tag == "$method":
             owner, name = _list(payload, tag)
             return Described("builtins.getattr", (decode(owner, self.leaf), name))

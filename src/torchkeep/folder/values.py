@@ -19,7 +19,7 @@ EncodeLeaf: TypeAlias = Callable[[KeyPath, object], Node | None]
 DecodeLeaf: TypeAlias = Callable[[str, object, Members], object]
 
 _SHOWN_KEYS = 20
-_HOOK_TAGS = frozenset(("$tensor", "$numpy.tensor", "$object", "$name", "$method", "$partial"))
+_HOOK_TAGS = frozenset(("$tensor", "$numpy.tensor", "$object", "$name", "$method", "$partial", "$logger"))
 _NEWER = "was it written by a newer torchkeep? upgrade this one"
 _EXTRA_MEMBERS = {"$datetime": {"fold", "zone"}, "$time": {"fold", "zone"}, "$OrderedDict": {"metadata"}}
 _REMEDY = "leave them out, or save what they are made of: numbers, text, lists, dicts, tensors"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torchkeep.folder.structure import ClassSource
 from torchkeep.live.class_sources import SourceReader, bases_of
-from torchkeep.live.module_tables import TABLES
+from torchkeep.live.module_tables import TABLES, added_by_torch
 from torchkeep.live.trust import path_of
 from torchkeep.live.wanted import attributes_in
 from torchkeep.tensors import Described, printable
@@ -46,7 +46,8 @@ def changes_of(
     for node in objects:
         cls = classes[id(node)]
         if isinstance(node.state, Mapping):
-            attributes.setdefault((node.class_path, cls), set()).update(_names_in(node.state))
+            names = {*_names_in(node.state), *added_by_torch(cls, node.state)}
+            attributes.setdefault((node.class_path, cls), set()).update(names)
     today = {path_of(each): each for each in bases_of(cls for _, cls in attributes)}
     today |= {name.replace(":", "."): cls for name, cls in attributes}
     then = {today[path]: each for name, each in sources.items() if (path := name.replace(":", ".")) in today}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import io
+import logging
 import re
 import types
 from collections.abc import Hashable, Iterator
@@ -174,6 +175,8 @@ class _Describing:
             return {"$name": f"{_name(type(value))}.{value.name}"}
         if isinstance(value, torch.ScriptObject) and (parts := unpack(value)) is not None:
             return {"$torch.packed": self.part(at, path, parts)}
+        if isinstance(value, logging.Logger):
+            return {"$logger": value.name}
         if type(value) is functools.partial:
             inside = functools.partial(self.part, at, path)
             return {"$partial": [inside(value.func), list(map(inside, value.args)), inside(value.keywords)]}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.modules.module import _WrappedHook
 from torch.utils.hooks import RemovableHandle
 
@@ -42,6 +44,30 @@ KEPT_HOOKS = (
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 # torch.compile's result, and an RNN's weak references, are made anew.
 RECOMPUTED = _OF_EVERY_MODULE | {"_compiled_call_impl", "_flat_weight_refs"}
+
+
+# What torch's own modules set now and did not always, with what they did before.
+_ADDED: Mapping[type, Mapping[str, object]] = {
+    nn.modules.conv._ConvNd: {"padding_mode": "zeros"},  # noqa: SLF001 - the base of all convolutions
+    nn.RNNBase: {"proj_size": 0},
+    nn.GELU: {"approximate": "none"},
+    nn.Softmax: {"dim": None},
+    nn.Softmin: {"dim": None},
+    nn.LogSoftmax: {"dim": None},
+    nn.Upsample: {"recompute_scale_factor": None},
+    nn.MultiheadAttention: {"_qkv_same_embed_dim": True, "batch_first": False},
+    nn.TransformerEncoderLayer: {"norm_first": False, "activation": functional.relu, "activation_relu_or_gelu": 0},
+    nn.TransformerDecoderLayer: {"norm_first": False, "activation": functional.relu},
+    nn.CrossEntropyLoss: {"label_smoothing": 0.0},
+}
+
+
+def added_by_torch(cls: type, state: Mapping[str, Any]) -> dict[str, object]:
+    """Attributes that a module pickled by an old torch lacks, as torch itself fills them in."""
+    found = {name: value for each, values in _ADDED.items() if issubclass(cls, each) for name, value in values.items()}
+    if issubclass(cls, nn.modules.conv._ConvNd) and isinstance(state.get("padding"), tuple):  # noqa: SLF001 - as above
+        found["_reversed_padding_repeated_twice"] = [each for each in reversed(state["padding"]) for _ in range(2)]
+    return {name: value for name, value in found.items() if name not in state}
 
 
 def is_kept_hook(hook: object) -> bool:

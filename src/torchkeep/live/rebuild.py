@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import logging
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +23,15 @@ from torchkeep.live import plain_objects
 from torchkeep.live.build import MAKERS, MEMORY_FORMATS, Builder
 from torchkeep.live.describe import is_dense
 from torchkeep.live.functions import known_values
-from torchkeep.live.module_tables import HOOK_TABLES, TABLES, finish, fresh_tables, is_reserved, put_hooks
+from torchkeep.live.module_tables import (
+    HOOK_TABLES,
+    TABLES,
+    added_by_torch,
+    finish,
+    fresh_tables,
+    is_reserved,
+    put_hooks,
+)
 from torchkeep.live.trust import Trust, find_method, resolve_all
 from torchkeep.live.wanted import Wanted, attributes_in, is_module_state, kept_hooks, survey
 from torchkeep.tensors import Described, Enclosing, Named, TensorSpec, printable
@@ -203,6 +212,7 @@ class Rebuilding:
                 kept = kept_hooks(state.get(table) or {})
                 put_hooks(tables, table, {key: self._value(hook, 0) for key, hook in kept.items()})
             vars(made).update(tables)
+            vars(made).update(added_by_torch(type(made), state))
             state = attributes_in(state)
         if not isinstance(made, enum.Enum):
             plain_objects.set_attributes(made, {name: self._value(each, 0) for name, each in state.items()})
@@ -279,6 +289,8 @@ class Rebuilding:
             return nn.Parameter(self._value(node.args[0], level), requires_grad=bool(node.args[1]))
         if path == "torch.serialization._get_layout":
             return self._found_layout(str(node.args[0]))
+        if path == "logging.getLogger":
+            return self._logger(node)
         if path == "functools.partial":
             return self._partial(node, level)
         if path == "builtins.getattr":
@@ -296,6 +308,11 @@ class Rebuilding:
         for name in names:
             if not isinstance(name, str) or is_reserved(name):
                 raise UnsafeError(f"an attribute {name!r}, which Python itself reads", where=self.where)
+
+    def _logger(self, node: Described) -> logging.Logger:
+        if len(node.args) != 1 or not isinstance(node.args[0], str):
+            raise CorruptError("a logger is not described by its name", where=self.where)
+        return logging.getLogger(node.args[0])
 
     def _partial(self, node: Described, level: int) -> object:
         match node.state:

@@ -46,6 +46,8 @@ class Trust:
         self._moved: dict[str, str] = {}
         for each in trust:
             self._admit(each)
+        if class_map is not None and not isinstance(class_map, Mapping):
+            raise TypeError(f"class_map is a {type(class_map).__name__}: names in the file to classes are wanted")
         for old, new in ({} if class_map is None else class_map).items():
             if isinstance(new, str):
                 self._moved[old.replace(":", ".")] = new

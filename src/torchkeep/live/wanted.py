@@ -16,7 +16,7 @@ from torchkeep.tensors import Described, Enclosing, Named, TensorSpec, printable
 VALUES = frozenset(
     """
     torch.dtype torch.device torch.Size torch.sparse torch.quantized torch.packed torch.Tensor numpy.ndarray
-    builtins.getattr functools.partial torch.nn.parameter.Parameter torch.serialization._get_layout
+    builtins.getattr functools.partial logging.getLogger torch.nn.parameter.Parameter torch.serialization._get_layout
     """.split()  # noqa: SIM905 - as a list each would take a line
 )
 _SHOWN_FAULTS = 20

@@ -160,7 +160,7 @@ def test_a_power_cut_after_a_kill_loses_nothing_either(name, victim, tmp_path, s
         before, times = disk_of(folder)
         path = folder / scenario.name
         lines = victim.trace_killed_at(scenario, path, TRACED, kill)
-        checker = Checker(scenario, scratch, times, (OLD, NEW, NEXT), campaign.size(256, 4096))
+        checker = Checker(scenario, scratch, times, (OLD, NEW, NEXT), campaign.size(128, 512))
         fault = checker.first_fault(Trace(folder, before, lines + victim.trace_of(scenario, path, TRACED, NEXT)))
         assert fault is None, kill
         disks += checker.count

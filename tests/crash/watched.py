@@ -84,7 +84,8 @@ class Victim:
         inject = f"inject={calls[-1]}:signal=SIGKILL:when={calls.count(calls[-1])}"
         assert self.watched_save(scenario, path, CHANGES, "-f", "-e", inject) == (KILLED, calls)
         # Calls are counted in one thread.
-        assert len({line.split(maxsplit=1)[0] for line in self._trace.read_text().splitlines()}) == 1
+        lines = self._trace.read_text().splitlines()
+        assert len({match["thread"] for line in lines if (match := CALL.match(line))}) == 1
 
     def watched_save(
         self, scenario: Scenario, path: Path, calls: tuple[str, ...], *options: str, version: int = NEW

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -9,6 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +21,14 @@ import pytest
 
 import torchkeep as tk
 from torchkeep.errors import CheckpointError, ConflictError
+from torchkeep.folder import lease, write
+from torchkeep.folder.lease import LEASE_NAME
 from torchkeep.folder.lock import LOCK_NAME, RunLock
 
 HOLD = """
 import sys
+import threading
+import time
 from pathlib import Path
 from torchkeep.folder.lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
@@ -192,3 +200,105 @@ def test_a_disk_too_full_for_the_holders_name_still_gives_the_lock(tmp_path, mon
     assert lock.is_held
     assert not is_free(tmp_path)
     lock.release()
+
+
+# Where the file system gives no lock
+
+
+HOLD_LEASE = """
+import sys
+import threading
+import time
+from pathlib import Path
+from torchkeep.folder.lease import Lease
+lease = Lease(Path(sys.argv[1]), 0.6)
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system that knows no record locks, and leases that last for half a second."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(lease.Lease.__init__, "__defaults__", (0.6,))
+
+
+def test_a_run_is_saved_under_a_lease_that_goes_with_the_manager(no_locks, tmp_path):
+    with tk.CheckpointManager(tmp_path, {"all": {"version": 1}}) as manager:
+        manager.save(1).wait()
+        assert (tmp_path / LEASE_NAME).exists()
+        time.sleep(1.2)
+        manager.save(2).wait()
+    assert sorted(os.listdir(tmp_path)) == [LOCK_NAME, "step-00000001", "step-00000002"]
+
+
+def test_a_lease_that_is_renewed_keeps_another_process_out_and_is_free_when_that_one_ends(no_locks, tmp_path):
+    with python(HOLD_LEASE, tmp_path) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ConflictError, match=rf"process {process.pid} on .* is writing here"):
+            tk.CheckpointManager(tmp_path, {"all": {}}).resume()
+    with tk.CheckpointManager(tmp_path, {"all": {}}) as manager:  # the process is dead: no need to wait
+        manager.save(1).wait()
+
+
+def test_a_lease_that_nobody_renews_is_taken_over_and_its_holder_learns_it_before_it_commits(no_locks, tmp_path):
+    with python(HOLD_LEASE, tmp_path) as process:
+        assert process.stdout.readline() == "held\n"
+        process.send_signal(signal.SIGSTOP)
+        with tk.CheckpointManager(tmp_path, {"all": {"version": 1}}) as manager:
+            manager.save(1).wait()
+            (tmp_path / LEASE_NAME).write_text('{"token": "other", "pid": 7, "host": "far", "since": "now"}')
+            with pytest.raises(ConflictError, match=r"process 7 on far .* has taken this run folder over"):
+                manager.save(2)
+    assert [each.step for each in tk.checkpoints(tmp_path)] == [1]
+
+
+def test_a_save_whose_lease_was_taken_over_while_it_was_written_is_given_up(no_locks, tmp_path, monkeypatch):
+    with tk.CheckpointManager(tmp_path, {"all": {"version": 1}}) as manager:
+        manager.save(1).wait()
+        write_all = write._write_all
+
+        def write_and_lose(staged):
+            (tmp_path / LEASE_NAME).write_text('{"token": "other"}')
+            return write_all(staged)
+
+        monkeypatch.setattr(write, "_write_all", write_and_lose)
+        with pytest.raises(ConflictError, match="another process has taken this run folder over"):
+            manager.save(2).wait()
+    assert [each.step for each in tk.checkpoints(tmp_path)] == [1]
+    assert not list(tmp_path.glob(".staging-*"))
+
+
+def test_of_many_that_want_a_dead_lease_one_gets_it(no_locks, tmp_path):
+    (tmp_path / LEASE_NAME).write_text("")
+    held, refused = [], []
+
+    def want() -> None:
+        try:
+            held.append(lease.Lease(tmp_path, 0.6))
+        except ConflictError as error:
+            refused.append(error)
+
+    wanting = [threading.Thread(target=want) for _ in range(6)]
+    for thread in wanting:
+        thread.start()
+    for thread in wanting:
+        thread.join()
+    assert len(held) + len(refused) == 6
+    assert len([each for each in held if _still_holds(each)]) == 1
+    for each in held:
+        each.release()
+    assert os.listdir(tmp_path) == []
+
+
+def _still_holds(held: lease.Lease) -> bool:
+    try:
+        held.check()
+    except ConflictError:
+        return False
+    return True

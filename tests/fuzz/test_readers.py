@@ -65,7 +65,7 @@ def edited(good: bytes) -> st.SearchStrategy[bytes]:
 @pytest.mark.campaign
 @pytest.mark.parametrize("name", READERS)
 def test_a_good_file_with_anything_changed_is_read_or_refused(name, folders, campaign):
-    reader, count, opened = READERS[name], campaign.size(100, 10_000), []
+    reader, count, opened = READERS[name], campaign.size(100, 3_000), []
 
     @settings(max_examples=count, suppress_health_check=list(HealthCheck))
     @given(edited(reader.good))
@@ -98,7 +98,7 @@ PARTS = [
 @pytest.mark.campaign
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_any_stream_of_opcodes_is_read_or_refused(protocol, folders, campaign):
-    count, opened = campaign.size(200, 20_000), []
+    count, opened = campaign.size(200, 10_000), []
     parts = st.one_of(st.sampled_from(PARTS), st.sampled_from(OPCODES), st.binary(max_size=5))
 
     @settings(max_examples=count, suppress_health_check=list(HealthCheck))
@@ -151,7 +151,7 @@ def places_of(value: object, at: tuple[object, ...] = ()) -> list[tuple[object, 
 @pytest.mark.slow
 @pytest.mark.campaign
 def test_any_value_in_any_place_of_a_signed_record_is_read_or_refused(folders, campaign):
-    reader, count, opened = READERS["our record"], campaign.size(200, 20_000), []
+    reader, count, opened = READERS["our record"], campaign.size(200, 10_000), []
     places = [place for place in places_of(json.loads(reader.good)) if place]
 
     @settings(max_examples=count, suppress_health_check=list(HealthCheck))

@@ -42,7 +42,8 @@ class Case:
     @property
     def items(self) -> list[int]:
         """The numbers of the items that it is a case of."""
-        return [int(number) for number in re.findall(r"\d+", re.match(r"[\d ,-]*", self.title)[0])]
+        numbers = re.match(r"\d+(_\d+)*(?=[ :])", self.title)
+        return [int(number) for number in numbers[0].split("_")] if numbers else []
 
 
 def _zip(data_pkl: bytes, *others: tuple[str, bytes]) -> Callable[[Path], Path]:

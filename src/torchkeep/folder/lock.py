@@ -1,4 +1,4 @@
-"""One writer per run folder: a POSIX record lock, a registry for this process, and who holds it."""
+"""One writer per run folder: a POSIX record lock or else a lease, a registry for this process, and who holds it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import threading
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 from torchkeep.errors import ConflictError
+from torchkeep.folder.lease import Lease, describe, describe_holder
 
 LOCK_NAME = ".lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 # A record lock belongs to the process, and closing any descriptor of the file drops it: so one descriptor per folder,
 # and this registry answers for a second manager in the same process.
@@ -32,7 +32,7 @@ class RunLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._descriptor = -1
+        self._descriptor, self._lease = -1, None
         self._owner_pid = os.getpid()
         with _guard:
             status = folder.stat()
@@ -43,19 +43,19 @@ class RunLock:
                     where=folder,
                     remedy="close it (leave its `with` block) first, or use another run folder",
                 )
-            self._descriptor = _acquire(folder)
+            self._descriptor, self._lease = _acquire(folder)
             _held[self._key] = self._owner_pid
 
     @property
     def is_held(self) -> bool:
         """Whether this process holds it: False once released, and in a forked child."""
-        return self._descriptor >= 0 and os.getpid() == self._owner_pid
+        return (self._descriptor >= 0 or self._lease is not None) and os.getpid() == self._owner_pid
 
     def require_folder(self, folder: Path) -> None:
-        """Make sure that the locked folder is still the one at its path.
+        """Make sure that the locked folder is still the one at its path, and that a lease was not taken over.
 
         Raises:
-            ConflictError: It was removed or replaced, so the lock keeps nobody out.
+            ConflictError: It was removed or replaced, so the lock keeps nobody out; or somebody took the lease over.
         """
         try:
             status = folder.stat()
@@ -66,49 +66,48 @@ class RunLock:
             raise ConflictError(
                 "the run folder was removed or replaced while it was in use", where=folder, remedy="make a new manager"
             )
+        if self._lease is not None:
+            self._lease.check()
 
     def release(self) -> None:
         """Let others write; harmless when called twice, and in a forked child, which holds nothing."""
         with _guard:
-            descriptor, self._descriptor = self._descriptor, -1
-            if descriptor < 0 or os.getpid() != self._owner_pid:
+            if not self.is_held:
                 return
             _held.pop(self._key, None)
-            os.close(descriptor)
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+            if self._lease is not None:
+                self._lease.release()
+            self._descriptor, self._lease = -1, None
 
 
-def _acquire(folder: Path) -> int:
-    path = folder / LOCK_NAME
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+def _acquire(folder: Path) -> tuple[int, Lease | None]:
+    """A descriptor that holds the lock, or, where the file system has none, a lease."""
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         holder = os.read(descriptor, 4096)
         os.close(descriptor)
-        if error.errno in {errno.EACCES, errno.EAGAIN}:
-            raise ConflictError(
-                f"{_describe(holder)} is writing here",
-                where=folder,
-                remedy="wait for it, stop it, or use another run folder",
-            ) from error
+        if error.errno in _NO_LOCKS:
+            return -1, Lease(folder)
+        if error.errno not in {errno.EACCES, errno.EAGAIN}:
+            raise
         raise ConflictError(
-            f"this file system gives no lock ({os.strerror(error.errno or 0)}), "
-            "so a second writer could not be kept out",
+            f"{_describe(holder)} is writing here",
             where=folder,
-            remedy="use a run folder on a local disk",
+            remedy="wait for it, stop it, or use another run folder",
         ) from error
-    holder = json.dumps(
-        {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
-    ).encode("ascii")
     with suppress(OSError):  # a full disk: the lock holds without it
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, holder, 0)
-    return descriptor
+        os.pwrite(descriptor, json.dumps(describe_holder()).encode("ascii"), 0)
+    return descriptor, None
 
 
 def _describe(holder: bytes) -> str:
     try:
         facts = json.loads(holder)
-        return f"process {facts['pid']} on {facts['host']} (since {facts['since']})"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
+    except ValueError:
+        facts = None
+    return describe(facts if isinstance(facts, dict) else {})

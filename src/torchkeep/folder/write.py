@@ -182,8 +182,12 @@ def _is_unchanged(spec: TensorSpec, digests: tuple[str, ...] | None, before: Sto
     return before is not None and (spec.dtype, spec.shape, digests) == (before.dtype, before.shape, before.chunks)
 
 
-def finish(staged: Staged) -> Saved:
+def finish(staged: Staged, before_commit: Callable[[], None] | None = None) -> Saved:
     """Write the remaining shards, the indexes and the record, flush all of it, and commit.
+
+    Args:
+        staged: What `stage` gave.
+        before_commit: Called when all is written; the save is given up if it raises.
 
     Raises:
         ConflictError: Something that torchkeep did not write, or a newer save, is at the target.
@@ -192,6 +196,8 @@ def finish(staged: Staged) -> Saved:
     with not_saved(staged.target):
         try:
             record, written_bytes = _write_all(staged)
+            if before_commit is not None:
+                before_commit()
             commit(staged.staging, staged.target, record, staged.replaces)
         finally:
             staged.staging.discard()

@@ -35,7 +35,7 @@ class RunFolder:
             CheckpointError: The operating system refused.
         """
         if self._lock is not None and self._lock.is_held:
-            self._lock.require_folder(self.path)
+            self.require_still_ours()
             return
         remedy = "mend access, free space, or use another run folder"
         with typed("cannot write in this run folder", self.path, remedy):
@@ -48,6 +48,15 @@ class RunFolder:
                 lock.release()
                 raise
             self._lock = lock
+
+    def require_still_ours(self) -> None:
+        """Make sure that the folder is the one that was locked, and that nobody has taken it over.
+
+        Raises:
+            ConflictError: It is not.
+        """
+        if self._lock is not None:
+            self._lock.require_folder(self.path)
 
     def release(self) -> None:
         """Let another process write here."""

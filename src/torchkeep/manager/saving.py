@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +60,7 @@ class Saver:
     Attributes:
         notes: What a person should know about the saves so far.
         warnings: What a person should know now; whoever tells it takes it away.
+        before_commit: Called when all of a save is written; it is given up if that raises.
         ranks: The ranks that save together.
         outcomes: The same ranks again, for what the saving threads tell each other.
     """
@@ -68,6 +69,7 @@ class Saver:
         self.ranks = self.outcomes = Ranks()
         self.notes: list[str] = []
         self.warnings: list[str] = []
+        self.before_commit: Callable[[], None] | None = None
         self._folder = folder
         self._retain = retain
         self._threads = threads
@@ -176,7 +178,7 @@ class Saver:
         with copied.staged.undone_on_error():
             copied.settle(self._doubtful)
             self._look_for_nonfinite(copied.staged, watched)
-        saved = finish(copied.staged)
+        saved = finish(copied.staged, self.before_commit)
         self._parent = (saved.path, saved.record)
         self.notes += saved.notes
         not_removed = self._thin(copied.staged.draft.step)

@@ -55,6 +55,7 @@ class Session:
         self.retain = retain
         self.folder = RunFolder(folder)
         self.saver = Saver(self.folder.path, retain, io_threads or writing_threads(), staging_bytes)
+        self.saver.before_commit = self.folder.require_still_ours
         self.threads = io_threads or default_threads()
         self.last_step: int | None = None
         self.last_saved_step: int | None = None

@@ -140,25 +140,29 @@ def bytes_equal(one: memoryview, other: memoryview) -> bool:
 
 def _add_same(total: _Sums, dtype: str, stored: memoryview) -> None:
     numbers = _wide(decode(dtype, stored))
-    numbers[~np.isfinite(numbers)] = 0
     norm = inner_product(numbers, numbers)
+    if not math.isfinite(norm):
+        numbers[~np.isfinite(numbers)] = 0
+        norm = inner_product(numbers, numbers)
     total.first, total.second, total.dot = total.first + norm, total.second + norm, total.dot + norm
 
 
 def _add(total: _Sums, one: Values, other: Values, position: int) -> None:
-    differs = (one != other) & ~((one != one) & (other != other))  # noqa: PLR0124 - only NaN differs from itself
-    total.differing += int(np.count_nonzero(differs))
+    differs = one != other
     x, y = _wide(one), _wide(other)
-    unusable = ~(np.isfinite(x) & np.isfinite(y))
-    if unusable.any():
+    norms = inner_product(x, x), inner_product(y, y)
+    if not math.isfinite(norms[0] + norms[1]):
+        differs &= ~((one != one) & (other != other))  # noqa: PLR0124 - only NaN differs from itself
+        unusable = ~(np.isfinite(x) & np.isfinite(y))
         x[unusable] = 0
         y[unusable] = 0
-    total.first += inner_product(x, x)
-    total.second += inner_product(y, y)
+        norms = inner_product(x, x), inner_product(y, y)
+    total.differing += int(np.count_nonzero(differs))
+    total.first, total.second = total.first + norms[0], total.second + norms[1]
     total.dot += inner_product(x, y)
-    step = y - x
-    total.step += inner_product(step, step)
-    sizes = np.abs(step)
+    y -= x
+    total.step += inner_product(y, y)
+    sizes = np.abs(y) if np.iscomplexobj(y) else np.abs(y, out=y)
     largest = int(sizes.argmax())
     if sizes[largest] > total.largest:
         total.largest, total.largest_at = float(sizes[largest]), position + largest

@@ -80,7 +80,6 @@ class FolderSource:
         group, name = cast("tuple[str, str]", spec.key)
         stored, flat = self.record.tensors[group][name], buffer.cast("B")
         descriptor, data_begin = self._place_of(stored)
-        scratch = memoryview(bytearray(min(READ_BYTES, stored.nbytes)))
         for (first, last), expected in zip(chunk_ranges(stored.nbytes), stored.chunks, strict=True):
             low, high = max(first, begin), min(last, begin + flat.nbytes)
             if low >= high:
@@ -90,6 +89,7 @@ class FolderSource:
             with typed("cannot be read", self.path):
                 if is_whole or (spec.key, first) not in self._checked:
                     into = piece if is_whole else None
+                    scratch = memoryview(bytearray(min(READ_BYTES, last - first)))
                     fault = fault_of_chunk(descriptor, data_begin + first, last - first, expected, into, scratch)
                 if fault is None and not is_whole:
                     fault = fill(descriptor, data_begin + low, piece)

@@ -65,6 +65,7 @@ class _LazyPlanner(DefaultSavePlanner):
         self._progress = progress
         self._specs: dict[int, TensorSpec] = {}
         self._held: list[torch.Tensor] = []
+        self._last = torch.empty(0)
 
     def stand_ins(self, node: Any) -> Any:  # noqa: ANN401 - whatever was saved
         """The tree with a tensor without memory for each spec."""
@@ -105,7 +106,9 @@ class _LazyPlanner(DefaultSavePlanner):
         spec, part = self._spec_of(write_item), write_item.tensor_data
         if spec is None or part is None:
             return super().resolve_data(write_item)
-        tensor = torch.empty(part.chunk.sizes, dtype=getattr(torch, spec.dtype))
+        # What was asked for before is written by now; torch's writer keeps it to the end, so its memory is let go here.
+        self._last.untyped_storage().resize_(0)
+        tensor = self._last = torch.empty(part.chunk.sizes, dtype=getattr(torch, spec.dtype))
         row_bytes = spec.nbytes // spec.shape[0] if spec.shape and spec.shape[0] else 0
         first = part.chunk.offsets[0] if spec.shape else 0
         self._builder.source.read_range_into(spec, first * row_bytes, memory_of(tensor))

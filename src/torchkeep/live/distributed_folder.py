@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,6 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 
 from torchkeep.errors import FormatError
 from torchkeep.live.build import Builder
-from torchkeep.live.memory import memory_of
 from torchkeep.tensors import Source, TensorSpec
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class _LazyPlanner(DefaultSavePlanner):
         tensor = self._last = torch.empty(part.chunk.sizes, dtype=getattr(torch, spec.dtype))
         row_bytes = spec.nbytes // spec.shape[0] if spec.shape and spec.shape[0] else 0
         first = part.chunk.offsets[0] if spec.shape else 0
-        self._builder.source.read_range_into(spec, first * row_bytes, memory_of(tensor))
+        self._builder.source.read_range_into(spec, first * row_bytes, _memory_of(tensor))
         if self._progress is not None:
             self._progress(tensor.nbytes)
         return tensor
@@ -127,3 +127,8 @@ class _StandIns(Builder):
 
     def _state(self, node: Any) -> dict[str, Any]:  # noqa: ANN401 - as above
         return Builder(self.source)._state(node)  # noqa: SLF001 - the same class
+
+
+def _memory_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a new tensor, which numpy must not hold: its storage could not be resized then."""
+    return memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr() or 1)).cast("B")

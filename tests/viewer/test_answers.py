@@ -131,6 +131,14 @@ def test_movement_comes_line_by_line_and_counts_what_it_read(look, tmp_path):
     assert batches[-1]["done_bytes"] == head["total_bytes"]
 
 
+def test_nothing_is_read_over_the_limit_that_is_asked_for(look, run):
+    subject = look(run)
+    asked = {"from_": "step-00000100", "to": "step-00000600"}
+    (head,) = lines(subject, "movement", **asked, limit_bytes="1")
+    assert head == lines(subject, "movement", **asked)[0]
+    assert len(lines(subject, "movement", **asked, limit_bytes=str(head["total_bytes"]))) > 1
+
+
 def test_files_of_other_formats_and_places_are_laid_side_by_side(look, run, tmp_path):
     state = {f"module.{name}": value for name, value in tk.load(run / "step-00000600")["model"].items()}
     state["module.head.weight"] = torch.zeros(10, 16)

@@ -146,6 +146,19 @@ def test_movement_draws_a_stack_of_blocks_and_lists_the_farthest_first(server, v
     assert page.locator("#view-weights .scale").is_visible()
 
 
+def test_over_four_gigabytes_are_read_only_when_asked(visit, tmp_path):
+    header = b'{"w": {"dtype": "F32", "shape": [1100, 1000000], "data_offsets": [0, 4400000000]}}'
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path in paths:
+        with path.open("wb") as file:  # a hole: it takes no room on the disk
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + 4_400_000_000)
+    with serving(*paths) as server:
+        page = visit(f"{server.url}#tab=movement", ready="#view-movement .note")
+        assert page.inner_text("#view-movement .note button") == "Read 4.4 GB"
+        assert page.locator("#view-movement .list-row").count() == 0
+
+
 def test_a_plan_against_another_file_is_filtered_and_fitted_by_the_suggested_rules(run, visit, tmp_path):
     state = {f"net.{name}": value for name, value in tk.load(run / "step-00000600")["model"].items()}
     state["net.head.weight"] = torch.zeros(10, 16)

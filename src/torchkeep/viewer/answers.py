@@ -20,7 +20,7 @@ Line: TypeAlias = Mapping[str, object]
 MOST_VALUES = 500
 _LONGEST_NAME = 200
 _VERSIONS = ("torchkeep", "torch", "python", "git_commit")
-_POSITION = re.compile("[0-9]{1,9}")
+_NUMBER = re.compile("[0-9]{1,18}")
 
 
 def answer(subject: Subject, question: str, asked: Mapping[str, str]) -> Iterator[Line]:
@@ -217,7 +217,7 @@ def _checkpoint(subject: Subject, asked: Mapping[str, str]) -> Iterator[Line]:
 
 def _tensor(subject: Subject, asked: Mapping[str, str]) -> Iterator[Line]:
     with subject.opened(asked["of"]) as held:
-        position = int(asked["at"]) if _POSITION.fullmatch(asked["at"]) else -1
+        position = int(asked["at"]) if _NUMBER.fullmatch(asked["at"]) else -1
         if asked.get("beside"):
             with subject.opened(asked["beside"]) as other:
                 yield tensor_of(held, position, other)
@@ -227,7 +227,8 @@ def _tensor(subject: Subject, asked: Mapping[str, str]) -> Iterator[Line]:
 
 def _movement(subject: Subject, asked: Mapping[str, str]) -> Iterator[Line]:
     with subject.opened(asked["from"]) as first, subject.opened(asked["to"]) as second:
-        yield from movement_of(first, second)
+        limit = asked.get("limit_bytes", "")
+        yield from movement_of(first, second, int(limit) if _NUMBER.fullmatch(limit) else None)
 
 
 def _plan(subject: Subject, asked: Mapping[str, str]) -> Iterator[Line]:
@@ -239,6 +240,6 @@ QUESTIONS: Mapping[str, Question] = {
     "subject": Question(_subject),
     "checkpoint": Question(_checkpoint, "of"),
     "tensor": Question(_tensor, "of at", "beside"),
-    "movement": Question(_movement, "from to"),
+    "movement": Question(_movement, "from to", "limit_bytes"),
     "plan": Question(_plan, "from into", "rules"),
 }

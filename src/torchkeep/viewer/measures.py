@@ -55,24 +55,28 @@ def tensor_of(held: Held, position: int, other: Held | None) -> dict[str, object
     return values
 
 
-def movement_of(first: Held, second: Held) -> Iterator[dict[str, object]]:
+def movement_of(first: Held, second: Held, limit_bytes: int | None = None) -> Iterator[dict[str, object]]:
     """How far each tensor of the second checkpoint is from the first one's: a line of totals, then a line per batch.
 
     Rows are ``[position, state, relative change, cosine, largest step, elements that differ]``; the state is ``equal``,
     ``changed``, ``shape`` (they differ in shape) or ``unread`` (values of less than a byte that differ).
-    Tensors whose digests in both records agree are equal and not read.
+    Tensors whose digests in both records agree are equal and not read. Where more than `limit_bytes` would be read,
+    the first line is all there is.
     """
     names = partners(first, second)
     pairs = {name: (first.tensors[names[name]], spec) for name, spec in second.tensors.items() if name in names}
     known = {name: row for name, pair in pairs.items() if (row := _known(first.source, second.source, *pair))}
     unread = {name: pair for name, pair in pairs.items() if name not in known}
     taken, position_of = set(names.values()), {name: position for position, name in enumerate(second.tensors)}
+    total_bytes = sum(spec.nbytes for _, spec in unread.values())
     yield {
         "tensor_count": len(pairs),
-        "total_bytes": sum(spec.nbytes for _, spec in unread.values()),
+        "total_bytes": total_bytes,
         "only_from": [printable(name) for name in first.tensors if name not in taken],
         "only_to": [position_of[name] for name in second.tensors if name not in names],
     }
+    if limit_bytes is not None and total_bytes > limit_bytes:
+        return
     yield {"done_bytes": 0, "rows": [[position_of[name], *row] for name, row in known.items()]}
     done_bytes = 0
     for batch in _batches(unread):

@@ -58,28 +58,27 @@ const movementView = (() => {
       notes.replaceChildren();
       mapCard.said.textContent = `From ${names.from} to ${names.at}: the norm of the difference over the norm before.`;
       build();
+      const mine = stop.signal;
       try {
-        await read({ at, from, force });
+        await read({ from, to: at, ...(force || answers.standsAlone ? {} : { limit_bytes: LARGE_BYTES }) }, mine);
       } catch (error) {
-        if (error.name === "AbortError") return;
+        if (mine.aborted) return;
         pair = "";
         notes.replaceChildren(
           note(`${error.message}.`, error.remedy, { bad: !answers.standsAlone, list: error.faults ?? [] }),
         );
       }
-      progress.hidden = true;
+      if (!mine.aborted) progress.hidden = true;
     }
 
-    async function read({ at, from, force }) {
-      const mine = stop.signal;
+    async function read(asked, mine) {
       let head = null;
       let isDue = false; // a redraw, once for all lines that come within a frame
-      for await (const line of answers.lines("movement", { from, to: at }, mine)) {
+      for await (const line of answers.lines("movement", asked, mine)) {
         if (mine.aborted) return;
         if (!head) {
           head = line;
-          if (head.total_bytes > LARGE_BYTES && !force) {
-            stop.abort();
+          if (head.total_bytes > asked.limit_bytes) {
             notes.replaceChildren(ask(head));
             pair = "";
             return;

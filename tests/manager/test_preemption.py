@@ -231,3 +231,11 @@ def test_a_child_that_is_no_worker_still_ends_when_it_is_asked_to(tmp_path):
 def test_a_preemption_that_cannot_be_is_a_value_error(make, text):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+def test_a_policy_that_nobody_serves_is_said_once(tmp_path):
+    manager = tk.CheckpointManager(tmp_path, {"p": {}}, save_when=tk.OnPreemption())
+    with pytest.warns(UserWarning, match="OnPreemption does nothing outside of the manager's `with` block"):
+        manager.after_step(0)
+    manager.after_step(1)
+    manager.close()

@@ -56,6 +56,26 @@ def test_policies_compose_in_any_order_and_only_with_policies():
         tk.CheckpointManager("x", {"p": {}}, save_when=3)
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda m: m.save(0, tags="paper"), TypeError, r"tags is 'paper': a list of names is wanted, as \['paper'\]"),
+        (lambda m: m.after_step(0, tags=["a", 3]), TypeError, r"tags is \['a', 3\]: a list of names is wanted"),
+        (lambda m: m.warm_start("old.pth"), TypeError, "takes what torchkeep.plan"),
+        (lambda m: m.prove(3), TypeError, "prove takes a function of a step's index; not 3"),
+        (
+            lambda m: tk.CheckpointManager(m.folder, {"p": {}}, failed_saves_allowed=-1),
+            ValueError,
+            "failed_saves_allowed must be an integer of 0 or more, not -1",
+        ),
+    ],
+)
+def test_wrong_arguments_are_said_at_the_door_and_save_nothing(tmp_path, call, error, text):
+    with tk.CheckpointManager(tmp_path, {"p": {}}) as manager, pytest.raises(error, match=text):
+        call(manager)
+    assert steps(tmp_path) == []
+
+
 # A program that ends by an exception
 
 

@@ -13,7 +13,7 @@ from torchkeep.live.modules import named_parameters
 from torchkeep.tensors import TensorSpec
 
 Name = tuple[str, str]  # group, tensor
-_PIECE_ELEMENTS = 1 << 20
+_PIECE_ELEMENTS = 1 << 15  # torch parallelises from here on, which would take the processors from the training
 
 
 def watched(

@@ -83,6 +83,12 @@ class CheckpointManager:
             raise TypeError(f"save_when is {save_when!r}: a policy is wanted, as EverySteps(500)")
         if retain is not None and not isinstance(retain, RetentionPolicy):
             raise TypeError(f"retain is {retain!r}: a policy is wanted, as KeepLast(3)")
+        if (
+            isinstance(failed_saves_allowed, bool)
+            or not isinstance(failed_saves_allowed, int)
+            or failed_saves_allowed < 0
+        ):
+            raise ValueError(f"failed_saves_allowed must be an integer of 0 or more, not {failed_saves_allowed!r}")
         self.save_when = save_when
         self.retain = retain or KeepAll()
         self.failed_saves_allowed = failed_saves_allowed
@@ -90,6 +96,7 @@ class CheckpointManager:
         self._signals: SignalWatch | None = None
         self._failed_in_a_row = 0
         self._is_proving = False
+        self._has_warned = False
 
     @property
     def folder(self) -> Path:
@@ -191,6 +198,8 @@ class CheckpointManager:
             ...     manager.warm_start(tk.plan(pretrained, into=model))
             0
         """
+        if not isinstance(plan, LoadPlan):
+            raise TypeError(f"warm_start(plan) takes what torchkeep.plan(path, into=...) gives; not {plan!r}")
         following = self._session.resume(None, None, ())
         if following is None:
             loaded = plan.apply(strict=strict)
@@ -218,20 +227,21 @@ class CheckpointManager:
         step = whole_step(step)
         if self._is_proving:
             return None
-        session = self._session
+        session, occasion = self._session, Occasion(step, metrics, _names(tags))
         session.last_step = step
+        self._require_block()
         self._tell()
         waited_seconds = time.monotonic() - session.last_save_seconds
         moment = Moment(step, session.last_saved_step, waited_seconds, self._received())
         is_due, number = self._agree(moment)
         if number:
-            self._preempt(Occasion(step, metrics, tuple(tags)), number)
+            self._preempt(occasion, number)
         if session.saver.has_failed:
             self._tolerate(session.saver.wait)
         if not is_due:
             return None
         handle: list[SaveHandle] = []
-        self._tolerate(lambda: handle.append(self._save(Occasion(step, metrics, tuple(tags)))))
+        self._tolerate(lambda: handle.append(self._save(occasion)))
         return handle[0] if handle else None
 
     def save(self, step: int, metrics: Mapping[str, float] | None = None, *, tags: Sequence[str] = ()) -> SaveHandle:
@@ -252,9 +262,7 @@ class CheckpointManager:
         """
         if self._is_proving:
             raise RuntimeError("nothing can be saved while prove runs steps: save outside of the step it is given")
-        if isinstance(tags, str):
-            raise TypeError(f"tags is {tags!r}: a list of names is wanted, as [{tags!r}]")
-        return self._save(Occasion(whole_step(step), metrics, tuple(tags)))
+        return self._save(Occasion(whole_step(step), metrics, _names(tags)))
 
     def _save(self, occasion: Occasion) -> SaveHandle:
         call = Call()
@@ -323,6 +331,8 @@ class CheckpointManager:
         """
         from torchkeep.live.unregistered import unregistered
 
+        if not callable(train_step):
+            raise TypeError(f"prove takes a function of a step's index; not {train_step!r}")
         if steps < 1:
             raise ValueError(f"prove runs 1 step or more; not {steps!r}")
         if self._session.ranks.size > 1:
@@ -338,6 +348,13 @@ class CheckpointManager:
 
     def _received(self) -> int | None:
         return None if self._signals is None or self._signals.received is None else int(self._signals.received)
+
+    def _require_block(self) -> None:
+        """Say, once, that signals do nothing where nobody handles them."""
+        parts = self.save_when.parts if self.save_when is not None else ()
+        if self._signals is None and not self._has_warned and any(isinstance(part, OnPreemption) for part in parts):
+            self._has_warned = True
+            warn("OnPreemption does nothing outside of the manager's `with` block: signals are handled inside")
 
     def _agree(self, moment: Moment) -> tuple[bool, int]:
         """Whether a save is due, and the signal that came to any rank: the same on all of them."""
@@ -426,8 +443,9 @@ class CheckpointManager:
                 self._save_on(error)
             self.close()
         finally:
-            if self._signals is not None:
-                self._signals.__exit__(kind, error, trace)
+            signals, self._signals = self._signals, None
+            if signals is not None:
+                signals.__exit__(kind, error, trace)
 
     def _save_on(self, error: BaseException) -> None:
         """Save what is there when an exception ends the program, if a policy wants it and the step is not saved."""
@@ -449,3 +467,9 @@ class CheckpointManager:
 
     def __repr__(self) -> str:
         return f"<CheckpointManager {str(self.folder)!r} of {', '.join(self.state)}; last step {self.last_step}>"
+
+
+def _names(tags: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+        raise TypeError(f"tags is {tags!r}: a list of names is wanted, as ['paper']")
+    return tuple(tags)

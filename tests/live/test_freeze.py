@@ -46,6 +46,32 @@ def test_freeze_sees_through_wrappers(model):
     assert len(tk.trainable(model)) == 2
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda given: tk.freeze(given, "fc"),
+        lambda given: tk.unfreeze(given, "fc"),
+        tk.trainable,
+        lambda given: tk.param_groups(given, {"*": {}}),
+        lambda given: tk.replace_head(given, 3),
+    ],
+    ids=["freeze", "unfreeze", "trainable", "param_groups", "replace_head"],
+)
+@pytest.mark.parametrize("given", [{"fc": 1}, nn.Linear, None], ids=["dict", "type", "None"])
+def test_what_is_no_module_is_refused_in_words(act, given):
+    with pytest.raises(TypeError, match=r"^\w+ takes a module; not .*of type (dict|type|NoneType)$"):
+        act(given)
+
+
+def test_what_a_plan_says_of_one_entry_of_several_goes_into_unfreeze(model, tmp_path):
+    tk.save({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}, tmp_path / "ckpt")
+    into = {"a": nn.Sequential(nn.Linear(2, 2)), "b": nn.Linear(2, 2)}
+    loaded = tk.load(tmp_path / "ckpt", into=into, rules=[tk.Skip("*", entry="a")])
+    assert loaded.fresh == ("a.0.weight", "a.0.bias")
+    tk.freeze(into["a"], "*")
+    assert tk.unfreeze(into["a"], *loaded.plan.fresh_of("a")) == ("0.weight", "0.bias")
+
+
 def test_unfreeze_undoes_freeze(model):
     tk.freeze(model, "*", batch_norm=True)
     assert tk.unfreeze(model, "2") == ("2.weight", "2.bias")

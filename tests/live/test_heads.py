@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -53,6 +55,10 @@ def body() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1))
 
 
+def normed(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(OrderedDict(bn=nn.BatchNorm1d(inputs), l=nn.Linear(inputs, outputs)))
+
+
 def resnet(**more: nn.Module) -> Net:
     return Net(conv1=nn.Conv2d(3, 4, 7), layer4=body(), fc=nn.Linear(8, 5), **more)
 
@@ -80,6 +86,17 @@ def resnet(**more: nn.Module) -> Net:
         (Timm("a", "b", body=body(), a=nn.Linear(8, 5), b=nn.Linear(8, 5)), "a b"),
         (Timm("a", body=body(), a=nn.ModuleList([nn.Linear(8, 5), nn.Linear(9, 5)])), "a.0 a.1"),
         (Timm("a", body=body(), a=Own(norm=nn.BatchNorm1d(8), linear=nn.Linear(8, 5))), "a.linear"),
+        # As VOLO has it, and RepViT.
+        (
+            Timm("head", body=body(), aux_head=nn.Linear(8, 5), norm=nn.LayerNorm(8), head=nn.Linear(8, 5)),
+            "aux_head head",
+        ),
+        (Timm("head", body=body(), aux_task=nn.Linear(8, 2), head=nn.Linear(8, 5)), "head"),
+        (
+            Timm("head", body=body(), head=Own(drop=nn.Dropout(), head=normed(8, 5), head_dist=normed(8, 5))),
+            "head.head.l head.head_dist.l",
+        ),
+        (Timm("head", body=body(), head=Own(fc1=nn.Linear(8, 9), fc2=nn.Linear(9, 5))), "head.fc2"),
     ],
     ids=str,
 )
@@ -154,6 +171,13 @@ def test_a_model_without_layers_to_choose_from_has_no_head(model):
         tk.replace_head(model, 3)
 
 
+def test_a_model_made_without_a_head_is_told_from_one_whose_head_is_not_found():
+    model = Timm("head", body=body(), head=Own(drop=nn.Dropout(), fc=nn.Identity()))
+    model.num_classes = 0
+    with pytest.raises(ValueError, match=r"made without a head, .*: reset_classifier\(num_classes\) makes one$"):
+        tk.replace_head(model, 3)
+
+
 @pytest.mark.parametrize(
     ("at", "names"),
     [
@@ -187,6 +211,15 @@ def test_at_takes_names_as_freeze_does_without_those_of_wrappers():
 def test_at_must_name_a_layer_that_can_be_a_head(at, text):
     with pytest.raises(ValueError, match=text):
         tk.replace_head(resnet(), 7, at=at)
+
+
+def test_at_names_one_layer_where_a_module_ends_in_two_alike():
+    model = Net(body=body(), head=Own(head=normed(8, 5), head_dist=normed(8, 5)))
+    with pytest.raises(
+        ValueError, match=r"more than one head: head.head.l \(8 -> 5\), head.head_dist.l \(8 -> 5\); say"
+    ):
+        tk.replace_head(model, 3, at="head")
+    assert tk.replace_head(model, 3, at="head.head") == ("head.head.l.weight", "head.head.l.bias")
 
 
 def quantised() -> nn.Module:
@@ -269,7 +302,9 @@ def test_a_model_in_ddp_is_refused_for_its_gradients_would_go_unsynchronised():
     [
         (0, ValueError, "num_classes is 0: a head needs at least 1"),
         (-1, ValueError, "num_classes is -1"),
-        (3.0, TypeError, "'float' object cannot be interpreted as an integer"),
+        (3.0, TypeError, "num_classes is an integer; not 3.0 of type float"),
+        (True, TypeError, "num_classes is an integer; not True of type bool"),
+        ("3", TypeError, "num_classes is an integer; not '3' of type str"),
     ],
 )
 def test_a_head_needs_at_least_one_class(count, error, text):

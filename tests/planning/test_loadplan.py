@@ -42,6 +42,9 @@ def test_names_of_several_models_carry_their_entry():
     pair = Pair({"w": spec(1)}, {"w": spec(1), "v": spec(1)}, "module", "Net")
     plan = make_plan({"G": pair, "D": pair}, [], source="ckpt")
     assert (plan.loaded, plan.fresh) == (("G.w", "D.w"), ("G.v", "D.v"))
+    assert (plan.loaded_of("D"), plan.fresh_of("D")) == (("w",), ("v",))
+    with pytest.raises(ValueError, match="the plan has no entry 'E'; it has 'G', 'D'"):
+        plan.fresh_of("E")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from torchkeep.live.modules import CheckpointNames, StandStill, named_modules, named_parameters, stands_still
+from torchkeep.live.modules import (
+    CheckpointNames,
+    StandStill,
+    named_modules,
+    named_parameters,
+    require_module,
+    stands_still,
+)
 from torchkeep.planning.globs import matches
 
 
@@ -32,6 +39,7 @@ def freeze(model: nn.Module, *names: str, batch_norm: bool = False) -> tuple[str
         >>> freeze(model, "0")
         ('0.weight', '0.bias')
     """
+    require_module("freeze", model)
     frozen = _parameters_named(model, names)
     for parameter in frozen.values():
         parameter.requires_grad_(False)
@@ -62,6 +70,7 @@ def unfreeze(model: nn.Module, *names: str) -> tuple[str, ...]:
         >>> unfreeze(model, "bias")
         ('bias',)
     """
+    require_module("unfreeze", model)
     named = _parameters_named(model, names)
     for parameter in named.values():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
@@ -82,6 +91,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
         >>> [tuple(parameter.shape) for parameter in trainable(model)]
         [(1, 2), (1,)]
     """
+    require_module("trainable", model)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -108,6 +118,7 @@ def param_groups(
         >>> [(group["lr"], len(group["params"])) for group in groups]
         [(0.1, 2), (0.2, 2)]
     """
+    require_module("param_groups", model)
     wrong = [glob for glob, group in options.items() if not isinstance(group, Mapping)]
     if wrong:
         raise TypeError(f'the options of {wrong[0]!r} are a mapping, as {{"lr": 1e-3}}; not {options[wrong[0]]!r}')

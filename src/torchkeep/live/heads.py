@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeGuard, cast
+from typing import SupportsIndex, TypeGuard, cast
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torchkeep.live.modules import CheckpointNames, unwrap
+from torchkeep.live.modules import CheckpointNames, require_module, unwrap
 
 _Projection = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -27,7 +27,8 @@ def replace_head(model: nn.Module, num_classes: int, *, at: str | None = None) -
 
     The head is the last Linear or 1x1 convolution: what timm's ``get_classifier`` gives, else the end of the child
     called ``fc``, ``classifier``, ``head`` or the like, else the end of the last child that has parameters. Auxiliary
-    heads (a child whose name begins with ``aux``) with as many outputs are replaced too. Inputs, bias, device, dtype,
+    heads (a child whose name begins with ``aux``) with as many outputs are replaced too, and so are all layers of equal
+    shape in what ``get_classifier`` gives, as where one of them is for distillation. Inputs, bias, device, dtype,
     memory format, hooks and training flag are those of the old layer, and attributes such as ``model.num_classes``
     follow. The old layer itself stays as it was.
 
@@ -45,6 +46,7 @@ def replace_head(model: nn.Module, num_classes: int, *, at: str | None = None) -
         The names of the new parameters, in the model's order, for `freeze`, `unfreeze`, `param_groups` and `Skip`.
 
     Raises:
+        TypeError: `model` is no module, or `num_classes` no integer.
         ValueError: There is no head, or more than one; or it cannot be replaced: quantised, sharded, tied to another
             layer, parametrised, inside DistributedDataParallel. Nothing was changed.
 
@@ -56,6 +58,9 @@ def replace_head(model: nn.Module, num_classes: int, *, at: str | None = None) -
         >>> model[3]
         Linear(in_features=4, out_features=10, bias=True)
     """
+    require_module("replace_head", model)
+    if isinstance(num_classes, bool) or not isinstance(num_classes, SupportsIndex):
+        raise TypeError(f"num_classes is an integer; not {num_classes!r} of type {type(num_classes).__name__}")
     num_classes = operator.index(num_classes)
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}: a head needs at least 1")
@@ -94,6 +99,8 @@ def _named_head(model: nn.Module, at: str) -> str:
     end = _final_layer(module, path)
     if end is None:
         raise ValueError(f"{at} ends in no {_KINDS}; {_candidates(model)}")
+    if twins := _twins(model, path, end):
+        raise _ambiguous(model, [*twins, end])
     return end
 
 
@@ -104,11 +111,11 @@ def _heads(model: nn.Module) -> list[str]:
         if _is_projection(inner):
             break
         path, owner = inner_path, inner  # a wrapper of somebody's own
-    return _heads_it_names(model, owner) if hasattr(owner, "get_classifier") else _heads_by_place(model, path)
+    return _heads_it_names(model, owner, path) if hasattr(owner, "get_classifier") else _heads_by_place(model, path)
 
 
-def _heads_it_names(model: nn.Module, owner: nn.Module) -> list[str]:
-    """The layers that ``get_classifier`` gives.
+def _heads_it_names(model: nn.Module, owner: nn.Module, path: str) -> list[str]:
+    """The layers that ``get_classifier`` gives, and auxiliary heads beside them.
 
     ``reset_classifier`` is not called: some versions of it change the pooling, or make the layer on the CPU.
     """
@@ -117,25 +124,53 @@ def _heads_it_names(model: nn.Module, owner: nn.Module) -> list[str]:
     names = {id(module): path for path, module in model.named_modules()}
     paths = [_final_layer(head, names[id(head)]) if id(head) in names else None for head in heads]
     found = [path for path in paths if path is not None]
+    if len(found) < max(len(heads), 1) and getattr(owner, "num_classes", None) == 0:
+        raise ValueError(
+            f"{type(owner).__name__} was made without a head, for its features: reset_classifier(num_classes) makes one"
+        )
     if len(found) < max(len(heads), 1):
         kinds = ", ".join(type(head).__name__ for head in heads) or "nothing"
         raise ValueError(
             f"get_classifier() of {type(owner).__name__} gives {kinds}, and no {_KINDS}; reset_classifier() makes a "
             f"head where there is none; {_candidates(model)}"
         )
-    return found
+    auxiliary = _auxiliary(model, path, _outputs(_layer(model, found[0])))
+    twins = (_twins(model, names[id(head)], end) for head, end in zip(heads, found, strict=True))
+    return [*auxiliary, *found, *(path for paths in twins for path in paths)]
+
+
+def _auxiliary(model: nn.Module, owner: str, outputs: int) -> list[str]:
+    """The ends, with so many outputs, of the children that are auxiliary heads by their names."""
+    children = _with_parameters(model.get_submodule(owner), owner).items()
+    ends = (_final_layer(child, path) for path, child in children if _is_auxiliary(path))
+    return [end for end in ends if end is not None and _outputs(_layer(model, end)) == outputs]
+
+
+def _is_auxiliary(path: str) -> bool:
+    return path.rpartition(".")[2].lower().startswith("aux")
+
+
+def _twins(model: nn.Module, within: str, end: str) -> list[str]:
+    """Layers of a module that work beside the one it ends in: of its shape, where that cannot follow upon itself."""
+    head = _layer(model, end)
+    shape = _inputs(head), _outputs(head)
+    layers = model.get_submodule(within).named_modules(prefix=within)
+    twins = [
+        path
+        for path, layer in layers
+        if layer is not head and _is_projection(layer) and (_inputs(layer), _outputs(layer)) == shape
+    ]
+    if twins and shape[0] == shape[1]:
+        raise _ambiguous(model, [*twins, end])
+    return twins
 
 
 def _heads_by_place(model: nn.Module, path: str) -> list[str]:
     """The head by the name of a child of the module at a path, else its last child; and auxiliary heads beside it."""
-    ends: dict[str, str | None] = {}
-    auxiliary = []
-    for child_path, child in _with_parameters(model.get_submodule(path), path).items():
-        end = _final_layer(child, child_path)
-        if child_path.rpartition(".")[2].lower().startswith("aux"):
-            auxiliary.append(end)
-        else:
-            ends[child_path] = end
+    children = _with_parameters(model.get_submodule(path), path).items()
+    ends = {
+        child_path: _final_layer(child, child_path) for child_path, child in children if not _is_auxiliary(child_path)
+    }
     called = [child for child in ends if child.lower().replace("_", ".").rpartition(".")[2] in _HEAD_NAMES]
     for chosen in called or [next(reversed(ends), path)]:
         if ends.get(chosen) is None:
@@ -148,8 +183,7 @@ def _heads_by_place(model: nn.Module, path: str) -> list[str]:
     head = heads[chosen]
     if rivals := _rivals(model, path, chosen, heads):
         raise _ambiguous(model, [*rivals, head])
-    count = _outputs(_layer(model, head))
-    return [end for end in (*auxiliary, head) if end and _outputs(_layer(model, end)) == count]
+    return [*_auxiliary(model, path, _outputs(_layer(model, head))), head]
 
 
 def _rivals(model: nn.Module, owner: str, chosen: str, ends: Mapping[str, str]) -> list[str]:

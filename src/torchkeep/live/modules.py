@@ -15,6 +15,12 @@ _SHARDED = "_fsdp_wrapped_module"
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", _SHARDED)
 
 
+def require_module(verb: str, model: object) -> None:
+    """Raise a TypeError that shows what a verb was given in place of a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{verb} takes a module; not {model!r} of type {type(model).__name__}")
+
+
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside DataParallel, DistributedDataParallel, torch.compile and activation checkpointing, all nested.
 

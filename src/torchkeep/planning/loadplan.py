@@ -66,13 +66,37 @@ class LoadPlan:
     @property
     def loaded(self) -> tuple[str, ...]:
         """Names in the model that arrive with all their elements; with several models ``"entry.name"``."""
-        return tuple(self._model_name(row) for row in self._counting_rows() if _arrives(row))
+        several = self._has_several_models
+        return tuple(name for entry in self.pairs for name in _named(entry, self.loaded_of(entry), several=several))
 
     @property
     def fresh(self) -> tuple[str, ...]:
         """Names in the model that are left as they are, in whole or in part; with several models ``"entry.name"``."""
-        rows = (row for row in self._counting_rows() if row.model is not None and not _arrives(row))
-        return tuple(self._model_name(row) for row in rows)
+        several = self._has_several_models
+        return tuple(name for entry in self.pairs for name in _named(entry, self.fresh_of(entry), several=several))
+
+    def loaded_of(self, entry: str) -> tuple[str, ...]:
+        """`loaded` of one entry, by the names that its model has: for `freeze` and the like.
+
+        Raises:
+            ValueError: The plan has no such entry; says which it has.
+        """
+        return tuple(row.name for row in self._counting_rows(entry) if _arrives(row))
+
+    def fresh_of(self, entry: str) -> tuple[str, ...]:
+        """`fresh` of one entry, by the names that its model has: for `unfreeze`, `param_groups` and the like.
+
+        Raises:
+            ValueError: The plan has no such entry; says which it has.
+
+        Example:
+            >>> from torchkeep.tensors import TensorSpec
+            >>> pair = Pair({}, {"fc.weight": TensorSpec("float32", (10, 4))}, "module", "Net")
+            >>> plan = make_plan({"student": pair, "teacher": pair}, [], source="ckpt")
+            >>> plan.fresh, plan.fresh_of("student")
+            (('student.fc.weight', 'teacher.fc.weight'), ('fc.weight',))
+        """
+        return tuple(row.name for row in self._counting_rows(entry) if row.model is not None and not _arrives(row))
 
     def suggest(self) -> Suggestions:
         """The few rules that, after the plan's own, would make it fit in strict mode; none when it fits.
@@ -181,12 +205,15 @@ class LoadPlan:
     def __repr__(self) -> str:
         return f"<LoadPlan {report.summary(self)}>"
 
-    def _counting_rows(self) -> Iterator[Row]:
-        return (row for row in self.rows if self.pairs[row.entry].counts)
+    def _counting_rows(self, entry: str | None = None) -> Iterator[Row]:
+        if entry is not None and entry not in self.pairs:
+            has = ", ".join(map(repr, self.pairs)) or "none"
+            raise ValueError(f"the plan has no entry {entry!r}; it has {has}")
+        return (row for row in self.rows if self.pairs[row.entry].counts and entry in {None, row.entry})
 
-    def _model_name(self, row: Row) -> str:
-        several = sum(pair.counts for pair in self.pairs.values()) > 1
-        return f"{row.entry}.{row.name}" if several else row.name
+    @property
+    def _has_several_models(self) -> bool:
+        return sum(pair.counts for pair in self.pairs.values()) > 1
 
     def _refuse_collisions(self) -> None:
         if self.collisions:
@@ -237,6 +264,10 @@ def _idle(pairs: Mapping[str, Pair], rules: Sequence[Rule], rows: Sequence[Row])
                 yield rule
         else:
             yield from rule.idle({row.name for row in rows if row.entry in entries})
+
+
+def _named(entry: str, names: Sequence[str], *, several: bool) -> Iterator[str]:
+    return (f"{entry}.{name}" if several else name for name in names)
 
 
 def _arrives(row: Row) -> bool:

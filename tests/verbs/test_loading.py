@@ -257,6 +257,42 @@ def test_raw_weights_are_taken_before_averaged_ones_and_the_plan_says_which(tmp_
     assert equal(average, other)
 
 
+def test_weights_inside_a_list_are_found_and_the_rest_of_it_comes_back(tmp_path):
+    model, other = net(), net(seed=1)
+    torch.save([3, [model.state_dict(), "two"]], tmp_path / "listed.pt")
+    rest = tk.load(tmp_path / "listed.pt", into=other)
+    assert equal(model, other)
+    assert rest.plan.pairs[""].origin == "1.0"
+    assert dict(rest) == {0: 3, 1: {1: "two"}}
+
+
+def test_one_object_for_two_entries_that_differ_is_refused_for_the_last_would_win(tmp_path):
+    model = net()
+    tk.save({"a": net(), "b": net(seed=1), "same": net(), "c": {"n": 1}, "d": {"n": 2}}, tmp_path / "ckpt")
+    before = copy.deepcopy(model.state_dict())
+    counter = Counter()
+    into = {"a": model, "b": nn.DataParallel(model), "c": counter, "d": counter}
+    with pytest.raises(PlanError) as refused:
+        tk.load(tmp_path / "ckpt", into=into)
+    assert refused.value.faults == (
+        "'a' and 'b' are for one and the same Sequential and differ",
+        "'c' and 'd' are for one and the same Counter and differ",
+    )
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    tk.load(tmp_path / "ckpt", into={"a": model, "same": model})
+    assert equal(model, net())
+
+
+class Counter:
+    n = 0
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.n = state["n"]
+
+
 def test_a_mapping_of_tensors_is_filled_in_place(tmp_path):
     model, other = net(), net(seed=1)
     tk.save(model, tmp_path / "ckpt")

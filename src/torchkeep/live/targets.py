@@ -18,7 +18,8 @@ from torchkeep.live.modules import class_path, counters, loads_by_itself, module
 from torchkeep.live.optimizer_state import loads_by_itself as optimizer_loads_by_itself
 from torchkeep.live.optimizers import Owners, SavedOptimizer, live_specs, optimizer_parameters, read_optimizer
 from torchkeep.live.place import model_specs, tied_names, unfit_memory
-from torchkeep.planning.paths import resolve
+from torchkeep.live.shared_objects import refuse_overwriting
+from torchkeep.planning.paths import node_at, resolve
 from torchkeep.planning.rows import Pair
 from torchkeep.planning.weights import find_weights
 from torchkeep.tensors import Described, KeyPath, Source, TensorSpec, name_of, tensors_of
@@ -139,12 +140,14 @@ def make_targets(source: Source, into: object) -> list[Target]:
     Raises:
         TypeError: Something in `into` cannot be loaded into; all of it is listed.
         NotFoundError: A path is not in the checkpoint.
-        PlanError: No entry, or more than one, can be what an object wants.
+        PlanError: No entry, or more than one, can be what an object wants; or one object is for two that differ.
     """
     if isinstance(into, Mapping) and not _is_state_dict_for(source, into):
         _refuse_plain_values(into)
         modules = {name_of(_path(k)): live for k, live in into.items() if isinstance(live, (nn.Module, torch.Tensor))}
-        return [_target_at(source, key, live, modules) for key, live in into.items()]
+        targets = [_target_at(source, key, live, modules) for key, live in into.items()]
+        refuse_overwriting(targets, _content_of(source))
+        return targets
     if isinstance(into, torch.optim.Optimizer):
         return [_target_at(source, _optimizer_entry(source), into, {}, entry="")]
     if isinstance(into, (nn.Module, Mapping)):
@@ -264,7 +267,7 @@ def _weights_target(
         return Target(entry, kind, live, path, node, tensors_of(node), saved.facts, _content_of(source))
     found = find_weights(node)
     path = (*path, *found.path)
-    below = _at(node, found.path)
+    below = node_at(node, found.path)
     saved = _entry_at(source, path)
     facts = {} if saved is None else saved.facts
     return Target(entry, kind, live, path, below, found.tensors, facts, _content_of(source))
@@ -280,12 +283,6 @@ def _content_of(source: Source) -> Callable[[TensorSpec], Hashable]:
 
 def _tensors_target(live: Mapping[str, torch.Tensor], path: KeyPath, node: object, entry: str) -> Target:
     return Target(entry, "tensors", live, path, node, tensors_of(node))
-
-
-def _at(node: object, path: KeyPath) -> object:
-    for key in path:
-        node = node[key] if isinstance(node, Mapping) else getattr(node, "state")[key]  # noqa: B009 - a Described
-    return node
 
 
 def _entry_at(source: Source, path: KeyPath) -> Entry | None:

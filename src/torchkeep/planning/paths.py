@@ -34,6 +34,14 @@ def resolve(source: Source, key: str | KeyPath) -> tuple[KeyPath, object]:
     raise NotFoundError(f"nothing in it is called {shown!r}", where=source.path, remedy=f"it holds {there}")
 
 
+def node_at(tree: object, path: KeyPath) -> object:
+    """The node at a path that the tree has."""
+    found = _follow(tree, path)
+    if found is None:
+        raise KeyError(path)
+    return found[0]
+
+
 def _children(node: object) -> Mapping[Hashable, object] | None:
     if isinstance(node, Mapping):
         return node

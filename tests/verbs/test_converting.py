@@ -369,6 +369,7 @@ def test_progress_is_told_in_bytes_to_the_end(tmp_path):
         ({"w": torch.ones(2)}, "b.pt", {"dtype": "int8"}, FormatError, "'int8' is no dtype to cast to"),
         ({"w": torch.ones(2)}, "b.pt", {"dtype": "float"}, FormatError, "'float' is no dtype to cast to"),
         ({"w": torch.ones(2)}, "b", {"to": "safetensors"}, FormatError, "has to end in .safetensors"),
+        ({"w": torch.ones(2)}, "b.onnx", {}, FormatError, "the name promises a file that is not written here"),
         ({"w": torch.ones(2)}, "b", {"to": "onnx"}, ValueError, "to is one of torchkeep, safetensors, torch"),
         ({"w": torch.ones(2)}, "b.pt", {"entry": "x"}, NotFoundError, "nothing in it is called 'x'"),
         ({"epoch": 1}, "b.safetensors", {}, NotFoundError, "no entry looks like weights"),

@@ -215,6 +215,9 @@ def _totals(kinds: Sequence[tuple[str | None, TensorSpec]]) -> str:
 def _say_statistics(checkpoint: Checkpoint, statistics: Mapping[str, TensorStatistics]) -> None:
     """A row per tensor, and what is not finite again below."""
     tensors = tensors_of(checkpoint.tree)
+    if not tensors:
+        say("no tensors")
+        return
     rows = [_statistics_row(name, spec, statistics.get(name)) for name, spec in tensors.items()]
     columns = (
         Column("tensor", "left", folds=True, least=24),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MAX_SHARD_BYTES = 5 * 10**9
 Kind: TypeAlias = Literal["torchkeep", "safetensors", "torch", "huggingface", "dcp"]
 _TORCH_NAMES = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
+_NOT_WRITTEN = (".pkl", ".pickle", ".npz", ".npy", ".h5", ".hdf5", ".onnx", ".gguf", ".zip", ".tar", ".pt2", ".json")
 # What transformers and its kin keep beside weights; code is not copied.
 _BESIDE_WEIGHTS = (".json", ".txt", ".model", ".jinja", ".spm", ".tiktoken")
 _LARGEST_BESIDE_BYTES = 64 << 20
@@ -176,7 +177,15 @@ def target_of(path: Path, to: str | None) -> Target:
         return kind
     if name.endswith(".safetensors"):
         return Target.SAFETENSORS
-    return Target.TORCH if name.endswith(_TORCH_NAMES) else Target.TORCHKEEP
+    if name.endswith(_TORCH_NAMES):
+        return Target.TORCH
+    if name.endswith(_NOT_WRITTEN):
+        raise FormatError(
+            "the name promises a file that is not written here",
+            where=path,
+            remedy=f"name a folder, a .safetensors file or a torch file ({', '.join(_TORCH_NAMES)})",
+        )
+    return Target.TORCHKEEP
 
 
 class PlannedConversion:

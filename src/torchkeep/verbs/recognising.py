@@ -295,9 +295,9 @@ def _transformers_version(folder: object) -> str | None:
 
 def _by_container(source: Source) -> Producer:
     metadata = source.metadata
+    if metadata.get("torchscript"):
+        return Producer("torch.jit.save", False, "an archive of TorchScript")
     if source.format == "torch-zip":
-        if metadata.get("torchscript"):
-            return Producer("torch.jit.save", False, "an archive of TorchScript")
         return Producer("torch.save of torch 1.6 or later", False, "a zip archive of torch")
     if source.format == "torch-legacy":
         return Producer("torch.save before torch 1.6, or in its old form", False, "a stream of pickles")

@@ -23,7 +23,7 @@ from torchkeep.verbs.sources import open_source
 if TYPE_CHECKING:
     from torchkeep.arithmetic.ranges import Progress
 
-_STRENGTH = {"torchkeep": "digests", "torch-zip": "crc32", "torch-dcp": "crc32"}
+_STRENGTH = {"torchkeep": "digests", "torch-zip": "crc32", "torchscript": "crc32", "torch-dcp": "crc32"}
 _PIECE_BYTES = 4 << 20
 _RANGE_BYTES = 64 << 20  # of a chunk, and what a thread takes at once
 _BATCH_BYTES = 512 << 20  # of a torchkeep checkpoint, read between two words of progress

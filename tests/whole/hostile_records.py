@@ -171,6 +171,10 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], object], type[Exception], str]
     "a member of an enum by a value that compares by its own code": (
         both(ODD, {"class": f"{TRAPS}:Choice", "args": [{"$object": 2}]}), UnsafeError, "code of its own",
     ),
+    "a set that cannot change, made of nothing": (added({"class": f"{TRAPS}:Fixed"}), CorruptError, "cannot be made"),
+    "a set that cannot change, with a hash of its own": (
+        both(ODD, {"class": f"{TRAPS}:Fixed", "args": [[{"$object": 2}]]}), UnsafeError, "hash",
+    ),
     "a member that is not there": (added({"class": f"{TRAPS}:Choice", "args": [7]}), PlanError, "no member of value"),
     "a function of a class": (
         attribute({"$method": [named(MODULE["class"]), "load_state_dict"]}), UnsafeError, "bound to nothing",

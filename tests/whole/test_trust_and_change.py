@@ -353,6 +353,22 @@ def test_what_has_no_description_is_an_error_that_names_it(words, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_modules_without_an_end_are_refused_by_name(tmp_path):
+    ring = nn.Sequential(nn.Sequential(nn.Linear(2, 2)))
+    ring[0].above = ring
+    with pytest.raises(
+        FormatError, match="the model itself contains itself\n  hint: keep a reference to an outer module"
+    ):
+        tk.save_whole(ring, tmp_path / "model")
+    tower = nn.Linear(2, 2)
+    for _ in range(299):
+        tower = nn.Sequential(tower)
+    tk.save_whole(tower, tmp_path / "model")
+    assert sum(1 for _ in tk.load_whole(tmp_path / "model").modules()) == 300
+    with pytest.raises(FormatError, match="is nested deeper than 300"):
+        tk.save_whole(nn.Sequential(tower), tmp_path / "model")
+
+
 def test_lazy_modules_ask_for_their_first_forward(tmp_path):
     with pytest.raises(FormatError, match=r"model\.weight: not initialised yet; run the model once, then save it"):
         tk.save_whole(nn.LazyLinear(2), tmp_path / "model")

@@ -28,6 +28,10 @@ class OddSet(set):
     pass
 
 
+class Fixed(frozenset):
+    pass
+
+
 class OddDict(dict):
     pass
 

@@ -32,6 +32,7 @@ from torchkeep.live.module_tables import (
     is_kept_hook,
     is_reserved,
 )
+from torchkeep.live.module_trees import tree_fault
 from torchkeep.live.modules import class_path, unwrap
 from torchkeep.live.packed import unpack
 from torchkeep.live.plain_objects import attributes_of, base_of, fault_of_class, is_generated, is_value, items_of
@@ -294,6 +295,14 @@ def _tidy(path: KeyPath) -> str:
     return name_of(path[1:] if path[:1] and path[0] in tables and len(path) > 1 else path)
 
 
+def _refuse_endless(model: nn.Module) -> None:
+    match tree_fault(model, lambda module: [each for each in module._modules.values() if each is not None]):  # noqa: SLF001 - children() leaves out what it has seen
+        case fault, inner:
+            at = next((name for name, each in model.named_modules() if each is inner), "") or "the model itself"
+            remedy = "keep a reference to an outer module in a list: self.parent = [module]"
+            raise FormatError(f"cannot save the whole model: {at} {fault.value}", remedy=remedy)
+
+
 def capture_whole(
     model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]] | None, *, include_source: bool
 ) -> tuple[Captured, tuple[str, ...]]:
@@ -307,6 +316,7 @@ def capture_whole(
     Raises:
         FormatError: It lists everything that cannot be described.
     """
+    _refuse_endless(model)
     capture = Capture({"model": model})
     entry = capture.entry("model", model)
     capture.refuse_faults()

@@ -32,12 +32,12 @@ from torchkeep.live.module_tables import (
     is_reserved,
     put_hooks,
 )
+from torchkeep.live.module_trees import MAX_MODULE_LEVELS, TreeFault, tree_fault
 from torchkeep.live.trust import Trust, find_method, resolve_all
 from torchkeep.live.wanted import Wanted, attributes_in, is_module_state, kept_hooks, survey
 from torchkeep.tensors import Described, Enclosing, Named, TensorSpec, printable
 
 _CALLABLES = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
-MAX_MODULE_LEVELS = 300
 MAX_CONTAINER_LEVELS = 100
 
 
@@ -87,9 +87,8 @@ class Rebuilding:
                 self._made[id(node)] = plain_objects.make_empty(cls)
         for node in self.wanted.objects:
             place = self.wanted.places[id(node)] or "the model itself"
-            made = self._value(node, 0)
             try:
-                self._fill(node, made)
+                self._fill(node, self._value(node, 0))
             except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
                 raise CorruptError(f"{place} cannot be made: {error}", where=self.where) from error
         for node in reversed(self.wanted.objects):
@@ -97,7 +96,7 @@ class Rebuilding:
             if isinstance(made, nn.Module):
                 try:
                     finish(made)
-                except (TypeError, KeyError, AttributeError, AssertionError) as error:
+                except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
                     place = self.wanted.places[id(node)] or "the model itself"
                     raise CorruptError(f"{place} cannot be made: {error}", where=self.where) from error
         model = self._made[id(self.root)]
@@ -156,33 +155,11 @@ class Rebuilding:
                 ]
         if faults:
             raise CorruptError("the description of the model is damaged", where=self.where, faults=faults[:20])
-        self._check_depth()
-
-    def _check_depth(self) -> None:
-        open_ids: list[int] = []
-        height: dict[int, int] = {}
-        stack: list[tuple[Described, Any]] = [(self.root, iter(self._inside(self.root)))]
-        open_ids.append(id(self.root))
-        while stack:
-            node, children = stack[-1]
-            for child in children:
-                if id(child) in open_ids:
-                    at = self.wanted.places[id(child)] or "the model itself"
-                    raise LimitError(f"the model contains itself: a module inside {at} is {at}", where=self.where)
-                if id(child) in height:
-                    height[id(node)] = max(height.get(id(node), 1), height[id(child)] + 1)
-                    continue
-                stack.append((child, iter(self._inside(child))))
-                open_ids.append(id(child))
-                break
-            else:
-                stack.pop()
-                open_ids.pop()
-                own = height.setdefault(id(node), 1)
-                if stack:
-                    parent = id(stack[-1][0])
-                    height[parent] = max(height.get(parent, 1), own + 1)
-            if len(stack) > MAX_MODULE_LEVELS or max(height.get(id(node), 1), len(stack)) > MAX_MODULE_LEVELS:
+        match tree_fault(self.root, self._inside):
+            case TreeFault.CYCLE, inner:
+                at = self.wanted.places[id(inner)] or "the model itself"
+                raise LimitError(f"the model contains itself: a module inside {at} is {at}", where=self.where)
+            case TreeFault.DEPTH, _:
                 raise LimitError(f"modules are nested deeper than {MAX_MODULE_LEVELS}", where=self.where)
 
     def _modules(self) -> Iterable[Described]:

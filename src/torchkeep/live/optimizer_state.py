@@ -10,10 +10,11 @@ import torch
 
 from torchkeep.live.adapt import make_moment
 from torchkeep.live.memory import dtype_name, empty_for, spec_of
-from torchkeep.live.optimizers import BuildTensor, SavedOptimizer
+from torchkeep.live.optimizers import BuildTensor
+from torchkeep.live.saved_optimizer import SavedOptimizer
 from torchkeep.planning.recipes import Part
 from torchkeep.planning.rows import Row
-from torchkeep.tensors import TensorSpec, bits_of, is_floating, walk
+from torchkeep.tensors import TensorSpec, bits_of, is_floating
 
 
 def put_optimizer_state(
@@ -32,12 +33,16 @@ def put_optimizer_state(
     through its own method.
 
     Returns:
-        What a person should know: options that differ and which one is used now.
+        What a person should know: how parameters were told, what starts fresh, options that differ and which one is
+        used now.
     """
+    if saved.unusable:
+        optimizer.state.clear()
+        return (f"the optimizer's state starts fresh: {saved.unusable}",)
     trees, lost = _states(saved, rows, build)
     taken = {row.name: _names_of(row)[0] for row in rows}
     groups, notes = _merge_groups(optimizer, saved, taken, build)
-    notes = (*notes, *lost)
+    notes = (*filter(None, [saved.note]), *notes, *lost)
     beside = {key: value for key, value in saved.state.items() if key not in saved.keys}
     if loads_by_itself(optimizer):
         position = {key: index for index, key in enumerate(saved.live_keys)}
@@ -73,9 +78,9 @@ def _states(
     """The saved state by live key, adapted; and a line for all that starts fresh though its parameter is there."""
     trees: dict[str, Mapping[str, object]] = {}
     lost: list[str] = []
-    if (spanning := _spanning_key(saved)) is not None:
+    if (spanning := saved.spanning()) is not None:
         try:
-            trees[saved.live_keys[0]] = _reordered(spanning, saved, rows, build)
+            trees[saved.live_keys[0]] = _reordered(*spanning, saved, rows, build)
         except _CannotFollowError as error:
             lost.append(f"the state starts fresh: {error}")
         return trees, lost
@@ -88,20 +93,9 @@ def _states(
     return trees, lost
 
 
-def _spanning_key(saved: SavedOptimizer) -> str | None:
-    """The parameter with which an optimizer like LBFGS keeps vectors over all its parameters; None for all others."""
-    sizes = [spec.numel for key in saved.keys if (spec := saved.specs.get(key)) is not None]
-    with_state = [key for key in saved.keys if saved.state.get(key)]
-    if len(with_state) != 1 or len(saved.keys) == 1 or len(sizes) not in {0, len(saved.keys)}:
-        return None
-    vectors = {
-        leaf.numel for _, leaf in walk(saved.state[with_state[0]]) if isinstance(leaf, TensorSpec) and leaf.shape
-    }
-    spans = vectors == {sum(sizes)} if sizes else len(vectors) == 1
-    return with_state[0] if spans else None
-
-
-def _reordered(key: str, saved: SavedOptimizer, rows: Sequence[Row], build: BuildTensor) -> Mapping[str, object]:
+def _reordered(
+    key: str, length: int, saved: SavedOptimizer, rows: Sequence[Row], build: BuildTensor
+) -> Mapping[str, object]:
     """State over all parameters in the order in which they are now.
 
     Raises:
@@ -109,18 +103,18 @@ def _reordered(key: str, saved: SavedOptimizer, rows: Sequence[Row], build: Buil
     """
     of_live = {row.name: _names_of(row) for row in rows if isinstance(row.recipe, Part | None)}
     order = [name for live in saved.live_keys for name in of_live.get(live, ())]
-    if len(order) != len(saved.live_keys) or sorted(order) != sorted(saved.keys):
+    same = len(order) == len(saved.live_keys) and sorted(order) == sorted(saved.keys)
+    if not same or length != saved.live_elements:
         raise _CannotFollowError("it spans all parameters, and they are not those of the save")
     tree = saved.state[key]
     if not isinstance(tree, Mapping) or order == list(saved.keys):
         return tree if isinstance(tree, Mapping) else {}
-    sizes = [spec.numel for each in saved.keys if (spec := saved.specs.get(each)) is not None]
-    if not sizes:
+    if not (sizes := saved.sizes()):
         raise _CannotFollowError("it spans all parameters, and the file does not say their sizes")
     places = [saved.keys.index(name) for name in order]
 
     def moved(value: object) -> object:
-        if isinstance(value, TensorSpec) and value.shape == (sum(sizes),):
+        if isinstance(value, TensorSpec) and value.shape == (length,):
             parts = torch.split(build(value, None), sizes)
             return torch.cat([parts[place] for place in places])
         return [moved(each) for each in value] if isinstance(value, list) else value

@@ -10,14 +10,16 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from torchkeep.errors import PlanError
+from torchkeep.errors import CheckpointError, PlanError
 from torchkeep.folder.read import FolderSource
 from torchkeep.folder.record import Entry
 from torchkeep.live.capture import Stateful
-from torchkeep.live.modules import class_path, counters, loads_by_itself, module_facts, named_parameters, unwrap
+from torchkeep.live.modules import counters, loads_by_itself, module_facts, named_parameters, unwrap
+from torchkeep.live.optimizer_forms import read_form
 from torchkeep.live.optimizer_state import loads_by_itself as optimizer_loads_by_itself
-from torchkeep.live.optimizers import Owners, SavedOptimizer, live_specs, optimizer_parameters, read_optimizer
+from torchkeep.live.optimizers import Owners, optimizer_parameters
 from torchkeep.live.place import model_specs, tied_names, unfit_memory
+from torchkeep.live.saved_optimizer import SavedOptimizer, Weights, live_specs, parameters_in, read_optimizer
 from torchkeep.live.shared_objects import refuse_overwriting
 from torchkeep.planning.paths import node_at, resolve
 from torchkeep.planning.rows import Pair
@@ -144,12 +146,14 @@ def make_targets(source: Source, into: object) -> list[Target]:
     """
     if isinstance(into, Mapping) and not _is_state_dict_for(source, into):
         _refuse_plain_values(into)
-        modules = {name_of(_path(k)): live for k, live in into.items() if isinstance(live, (nn.Module, torch.Tensor))}
-        targets = [_target_at(source, key, live, modules) for key, live in into.items()]
+        owners = {name_of(_path(k)): live for k, live in into.items() if isinstance(live, (nn.Module, torch.Tensor))}
+        others = {k: _target_at(source, k, v) for k, v in into.items() if not isinstance(v, torch.optim.Optimizer)}
+        weights = _weights_of(source, list(others.values())) if len(others) < len(into) else {}
+        targets = [others.get(k) or _optimizer_target(source, v, k, owners, weights) for k, v in into.items()]
         refuse_overwriting(targets, _content_of(source))
         return targets
     if isinstance(into, torch.optim.Optimizer):
-        return [_target_at(source, _optimizer_entry(source), into, {}, entry="")]
+        return [_optimizer_target(source, into, _optimizer_entry(source), {}, _weights_of(source, []), entry="")]
     if isinstance(into, (nn.Module, Mapping)):
         return [_weights_target(source, into, (), source.tree, "")]
     if isinstance(into, torch.Tensor):
@@ -197,11 +201,9 @@ def _path(key: object) -> KeyPath:
     return key if isinstance(key, tuple) else (str(key),)
 
 
-def _target_at(source: Source, key: object, live: object, modules: Owners, *, entry: str | None = None) -> Target:
+def _target_at(source: Source, key: object, live: object) -> Target:
     path, node = resolve(source, key if isinstance(key, tuple) else str(key))
-    entry = name_of(_path(key)) if entry is None else entry
-    if isinstance(live, torch.optim.Optimizer):
-        return _optimizer_target(source, live, path, node, entry, modules)
+    entry = name_of(_path(key))
     if isinstance(live, nn.Module):
         return _weights_target(source, live, path, node, entry)
     if isinstance(live, torch.Tensor):
@@ -211,17 +213,37 @@ def _target_at(source: Source, key: object, live: object, modules: Owners, *, en
     return Target(entry, "stateful", live, path, node)
 
 
+def _weights_of(source: Source, targets: Sequence[Target]) -> Weights:
+    """The parameters that the file has of the modules to load into; without any, those of its only model, under ""."""
+    modules = {t.entry: parameters_in(t.tensors, t.live) for t in targets if t.kind == "module"}
+    if modules:
+        return modules
+    try:
+        return {"": parameters_in(find_weights(source.tree).tensors, None)}
+    except CheckpointError:  # none, or several that could be it
+        return {}
+
+
 def _optimizer_target(
-    source: Source, live: torch.optim.Optimizer, path: KeyPath, node: object, entry: str, owners: Owners
+    source: Source,
+    live: torch.optim.Optimizer,
+    key: object,
+    owners: Owners,
+    weights: Weights,
+    *,
+    entry: str | None = None,
 ) -> Target:
-    if not isinstance(node, Mapping) or not isinstance(node.get("param_groups"), (list, tuple)):
+    path, node = resolve(source, key if isinstance(key, tuple) else str(key))
+    entry = name_of(_path(key)) if entry is None else entry
+    form = read_form(node)
+    if form is None:
         raise PlanError(
             f"{name_of(path)!r} of {source.path} holds no optimizer state",
             remedy="name the entry that does, or leave the optimizer out",
         )
     recorded = _entry_at(source, path)
     facts = {} if recorded is None else recorded.facts
-    saved = read_optimizer(node, facts, optimizer_parameters(live, owners), class_path(live))
+    saved = read_optimizer(form, facts, optimizer_parameters(live, owners), live, weights)
     frozen = _frozen_now(owners, facts, saved) | _frozen_then(source, saved)
     return Target(entry, "optimizer", live, path, node, facts=facts, saved=saved, frozen=frozen)
 
@@ -239,7 +261,10 @@ def _frozen_now(owners: Owners, facts: Mapping[str, Any], saved: SavedOptimizer)
     order = list(recorded.values()) if isinstance(recorded, dict) else []
     ids = [tuple(each) if isinstance(each, list) else None for each in order]
     by_key = dict(zip(saved.keys, ids, strict=False)) if len(ids) == len(saved.keys) else {}
-    return {key: "its parameter does not train now" for key, identity in by_key.items() if identity in still}
+    names = {key for key, identity in by_key.items() if identity in still}
+    own_entries = {entry for entry, _ in saved.identities.values()}
+    names |= {name for entry, name in still if own_entries == {entry}} | {f"{entry}.{name}" for entry, name in still}
+    return dict.fromkeys(names, "its parameter does not train now")
 
 
 def _frozen_then(source: Source, saved: SavedOptimizer) -> dict[str, str]:
@@ -298,11 +323,9 @@ def _entry_at(source: Source, path: KeyPath) -> Entry | None:
 def _optimizer_entry(source: Source) -> str | KeyPath:
     tree = source.tree
     candidates = [
-        key
-        for key, value in (tree.items() if isinstance(tree, Mapping) else ())
-        if isinstance(value, Mapping) and "param_groups" in value
+        key for key, value in (tree.items() if isinstance(tree, Mapping) else ()) if read_form(value) is not None
     ]
-    if isinstance(tree, Mapping) and "param_groups" in tree:
+    if read_form(tree) is not None:
         return ()
     if len(candidates) != 1:
         found = ", ".join(map(repr, candidates)) or "none"

@@ -101,7 +101,7 @@ def _own_classes(optimizer: torch.optim.Optimizer) -> list[type[torch.optim.Opti
 def _nearest(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer] | None:
     """The class of torch that an optimizer is of, or is derived from."""
     own = _own_classes(optimizer)
-    return next((each for each in own if each.__module__.startswith("torch.optim.") and each.__name__ in _KINDS), None)
+    return next((each for each in own if each.__module__.startswith("torch.optim") and each.__name__ in _KINDS), None)
 
 
 def _misfit(keys: frozenset[str], optimizer: torch.optim.Optimizer) -> str:

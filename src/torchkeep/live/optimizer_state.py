@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -14,7 +16,7 @@ from torchkeep.live.optimizers import BuildTensor
 from torchkeep.live.saved_optimizer import SavedOptimizer
 from torchkeep.planning.recipes import Part
 from torchkeep.planning.rows import Row
-from torchkeep.tensors import TensorSpec, bits_of, is_floating
+from torchkeep.tensors import TensorSpec, bits_of, is_floating, walk
 
 
 def put_optimizer_state(
@@ -66,6 +68,39 @@ def put_optimizer_state(
         group.update(merged)
     optimizer.__setstate__({"state": optimizer.state, "param_groups": optimizer.param_groups})
     return notes
+
+
+def put_back_later(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+    """What gives an optimizer its present state again, the same objects, whatever a failed load made of it.
+
+    Tensors are copied only for an optimizer that loads by itself: what `put_optimizer_state` fills in place is filled
+    when nothing fails any more. Such a one gets its state through its own method first, for what it keeps elsewhere.
+    """
+    attributes = dict(vars(optimizer))
+    groups = [(group, dict(group)) for group in optimizer.param_groups]
+    states = [(state, dict(state)) for state in optimizer.state.values() if isinstance(state, dict)]
+    state = dict(optimizer.state)
+    by_itself = loads_by_itself(optimizer)
+    own = copy.deepcopy(optimizer.state_dict()) if by_itself else None
+    leaves = [leaf for _, before in states for _, leaf in walk(before)] if by_itself else []
+    values = [(leaf, leaf.clone()) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def put_back() -> None:
+        if own is not None:
+            with suppress(Exception):  # it refused the new state, and may refuse its old one
+                optimizer.load_state_dict(own)
+        vars(optimizer).clear()
+        vars(optimizer).update(attributes)
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        for held, before in (*groups, *states):
+            held.clear()
+            held.update(before)
+        for tensor, value in values:
+            with torch.no_grad():
+                tensor.copy_(value)
+
+    return put_back
 
 
 class _CannotFollowError(ValueError):
@@ -226,7 +261,7 @@ def _merge_groups(
 
 def _differing_options(saved: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[str]:
     """Options of the checkpoint that win over other ones; where a scheduler moved the rate, its base is compared."""
-    for option in ("lr", "weight_decay", "momentum"):
+    for option in ("lr", "weight_decay", "momentum", "decoupled_weight_decay"):
         base = "initial_lr" if option == "lr" else option
         theirs, own = saved.get(base, saved.get(option)), live.get(base, live.get(option))
         if theirs is not None and own is not None and not bool(theirs == own):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeGuard
@@ -180,6 +181,7 @@ def _load_through(
     try:
         inner.load_state_dict(state, assign=is_absent)
     except BaseException:
-        inner.load_state_dict(before)
+        with suppress(Exception):  # it may refuse its old state too: the first error is told
+            inner.load_state_dict(before)
         raise
     return partial(inner.load_state_dict, before)

@@ -16,7 +16,6 @@ from torchkeep.folder.record import Entry
 from torchkeep.live.capture import Stateful
 from torchkeep.live.modules import counters, loads_by_itself, module_facts, named_parameters, unwrap
 from torchkeep.live.optimizer_forms import read_form
-from torchkeep.live.optimizer_state import loads_by_itself as optimizer_loads_by_itself
 from torchkeep.live.optimizers import Owners, optimizer_parameters
 from torchkeep.live.place import model_specs, tied_names, unfit_memory
 from torchkeep.live.saved_optimizer import SavedOptimizer, Weights, live_specs, parameters_in, read_optimizer
@@ -126,7 +125,7 @@ def by_own_code_first(targets: Sequence[Target]) -> list[Target]:
             return 0
         if target.kind == "module":
             return 1 if loads_by_itself(target.live) or target.extra_state() else 3
-        return 2 if target.kind == "optimizer" and optimizer_loads_by_itself(target.live) else 3
+        return 2 if target.kind == "optimizer" else 3
 
     return sorted(targets, key=place)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -219,7 +218,7 @@ def place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: 
 
 
 def _place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: int) -> list[str]:
-    from torchkeep.live.optimizer_state import put_optimizer_state
+    from torchkeep.live.optimizer_state import put_back_later, put_optimizer_state
     from torchkeep.live.place import place_in_mapping, place_in_module, placements_of
     from torchkeep.live.targets import by_own_code_first
 
@@ -237,19 +236,34 @@ def _place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads:
             elif target.kind == "tensors":
                 place_in_mapping(target.live, placements, builder, threads)
             elif target.saved is not None:
+                undo.append(put_back_later(target.live))
                 notes += put_optimizer_state(target.live, target.saved, rows, builder.fill, builder.fill_later)
             else:
                 undo.append(partial(target.live.load_state_dict, copy.deepcopy(target.live.state_dict())))
                 target.live.load_state_dict(built[target.entry])
-        except CheckpointError:
-            raise
-        except Exception as error:
-            for put_back in reversed(undo):
-                with suppress(Exception):  # what refuses its new state may refuse its old one: the first error is told
-                    put_back()
-            raise _refused(plan, target, error) from error
+        except BaseException as error:
+            faults = _put_back(undo)
+            if isinstance(error, CheckpointError) or not isinstance(error, Exception):
+                raise
+            raise _refused(plan, target, error, faults) from error
         notes += target.notes()
     return notes
+
+
+def _put_back(undo: Sequence[Callable[[], object]]) -> list[str]:
+    """Undo all of it, the latest first, and say what could not be: what refuses new state may refuse its old one."""
+    faults = []
+    for put_back in reversed(undo):
+        try:
+            put_back()
+        except Exception as error:  # noqa: BLE001 - other code, and the rest is still to be put back
+            owner = getattr(getattr(put_back, "func", put_back), "__self__", put_back)
+            faults.append(f"{type(owner).__name__} could not be put back: {_told(error)}")
+    return faults
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def check_casts(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: int) -> None:
@@ -281,12 +295,15 @@ def _matched(plan: LoadPlan, targets: Sequence[Target]) -> dict[str, list[Row]]:
     return matched
 
 
-def _refused(plan: LoadPlan, target: Target, error: Exception) -> PlanError:
+def _refused(plan: LoadPlan, target: Target, error: Exception, faults: Sequence[str]) -> PlanError:
     name = f"{target.entry} ({type(target.live).__name__})" if target.entry else type(target.live).__name__
+    restored = "what was given to other code before it"
+    if faults:
+        restored = f"the rest of {restored}"
     return PlanError(
         f"cannot load {plan.source}: {name} refuses its state",
-        faults=[f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"],
-        remedy="what was given to other code before it was put back; leave it out of `into`, or mend its state",
+        faults=[_told(error), *faults],
+        remedy=f"{restored} was put back; leave it out of `into`, or mend its state",
     )
 
 

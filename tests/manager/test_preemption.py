@@ -12,9 +12,12 @@ import threading
 import time
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import torchkeep as tk
 from torchkeep.errors import CheckpointError, Preempted
+from torchkeep.manager.signals import worker_init_fn
 
 PROGRAM = """
 import ctypes, sys, time
@@ -239,3 +242,17 @@ def test_a_policy_that_nobody_serves_is_said_once(tmp_path):
         manager.after_step(0)
     manager.after_step(1)
     manager.close()
+
+
+def test_a_worker_that_was_not_forked_ignores_signals_when_it_is_asked_to_and_still_obeys_its_parent():
+    data = TensorDataset(torch.arange(12))
+    loader = DataLoader(
+        data, batch_size=1, num_workers=1, multiprocessing_context="spawn", worker_init_fn=worker_init_fn
+    )
+    batches = iter(loader)
+    next(batches)
+    (worker,) = batches._workers
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    assert len(list(batches)) == 11
+    worker.join(20)
+    assert worker.exitcode == 0

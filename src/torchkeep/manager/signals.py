@@ -140,6 +140,11 @@ def ignore_signals(signals: tuple[signal.Signals, ...]) -> None:
     threading.Thread(target=_obey_parent, args=(signals, os.getppid()), daemon=True).start()
 
 
+def worker_init_fn(_worker_id: int) -> None:
+    """Let a `DataLoader` worker that was not forked ignore the signals of `OnPreemption`: its ``worker_init_fn``."""
+    ignore_signals(OnPreemption().signals)
+
+
 def _obey_parent(signals: tuple[signal.Signals, ...], parent: int) -> None:
     while True:
         if signal.sigwaitinfo(signals).si_pid == parent:

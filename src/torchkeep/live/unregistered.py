@@ -81,7 +81,7 @@ def _finding(each: Any, names: Mapping[int, str], state: Mapping[str, object]) -
         in_use = not has_one and each._scale is not None  # noqa: SLF001 - None until it has scaled
         return ["a GradScaler is in use and is not in this checkpoint"] if in_use else []
     if isinstance(each, AveragedModel):
-        owner = next((name for name, value in state.items() if type(value) is type(each.module)), None)
+        owner = next((name for name, value in state.items() if _are_alike(value, each.module)), None)
         return [f"the {kind} of a model like {owner!r} is not in this checkpoint"] if owner is not None else []
     if isinstance(each, DataLoader):
         return [f"a {kind} is not in this checkpoint"] if hasattr(each, "state_dict") else []
@@ -109,6 +109,13 @@ def _trains(optimizer: torch.optim.Optimizer, value: object) -> bool:
         return False
     own = {id(parameter) for parameter in value.parameters()}
     return any(id(each) in own for group in optimizer.param_groups for each in group["params"])
+
+
+def _are_alike(value: object, module: nn.Module) -> bool:
+    """Whether a value is a module of the same class with parameters of the same shapes."""
+    if type(value) is not type(module) or not isinstance(value, nn.Module):
+        return False
+    return [each.shape for each in value.parameters()] == [each.shape for each in module.parameters()]
 
 
 def _parameters_of_no_module(state: Mapping[str, object]) -> Iterator[str]:

@@ -1,7 +1,9 @@
 """What the rules that change shapes decide, from specs alone."""
 
+import numpy as np
 import pytest
 
+from torchkeep.errors import PlanError
 from torchkeep.planning import Pair, make_plan
 from torchkeep.rules import (
     Cast,
@@ -109,6 +111,23 @@ def test_the_report_says_why_a_rule_could_not_act():
     assert 'InputChannels("w") cannot act: (8, 3, 7) and (9, 1, 7) differ in more than dimension 1' in str(plan)
 
 
+def test_the_error_says_why_a_rule_could_not_act_and_which_did_nothing():
+    rules = [MapRows(list("ab"), list("bcd"), "fc"), Fuse(["q", "k"], "qk"), Split("kv", ["k", "v"]), Skip("haed")]
+    sides = {"fc": spec(3, 5), "a.q": spec(4), "b.kv": spec(3)}, {"fc": spec(4, 5), "a.qk": spec(8)}
+    plan = make_plan({"": Pair(*sides, "module", "Net")}, rules, source="c")
+    with pytest.raises(PlanError) as refused:
+        plan.check(strict=True)
+    faults = refused.value.faults
+    because = "2 old and 3 new labels for 3 and 4 rows"
+    assert faults[0].endswith(f'MapRows(["a", "b"], ["b", "c", "d"], "fc") cannot act: {because}')
+    assert faults[-3:] == (
+        'Fuse(["q", "k"], "qk") did nothing: a.q has no a.k beside it',
+        'Split("kv", ["k", "v"]) did nothing: b.kv of shape (3,) cannot be divided so',
+        'Skip("haed") matched nothing',
+    )
+    assert refused.value.remedy == "mend the rules that could not act, or leave them out"
+
+
 def test_values_that_have_no_mean_are_not_averaged():
     for rule in (InputChannels("w"), ResizeRows("w", fill="mean"), ResizePositions("w")):
         (row,) = rows_of({"w": spec(4, 4, 4, dtype="int64")}, {"w": spec(4, 1, 4, dtype="int64")}, rule)
@@ -195,6 +214,13 @@ def test_a_rule_is_read_back_from_the_code_that_it_prints_as(rule):
     assert parse_rule(f"tk.{rule!r}") == rule
 
 
+def test_labels_may_be_of_numpy_and_are_kept_as_plain_ones():
+    rule = MapRows(np.array(["cat", "dog"]), [np.str_("dog"), np.int64(3)], "fc")
+    assert repr(rule) == 'MapRows(["cat", "dog"], ["dog", 3], "fc")'
+    assert parse_rule(repr(rule)) == rule
+    assert MapRows(np.arange(3), range(1, 3)).rows == ((1, 2), (0, 1))
+
+
 @pytest.mark.parametrize(
     ("code", "why"),
     [
@@ -224,6 +250,11 @@ def test_code_that_is_no_rule_is_refused_and_never_run(code, why):
     ("make", "error", "text"),
     [
         (lambda: Transpose("a", order=(0, 0)), ValueError, "is a permutation of dimensions"),
+        (lambda: Transpose("a", order=3), TypeError, "is a sequence of dimensions, as (3, 2, 0, 1); not 3"),
+        (lambda: Transpose("a", order=("x", 0)), ValueError, "is a permutation of dimensions"),
+        (lambda: ResizePositions("a", old_grid=5), ValueError, "is a height and a width, as (14, 14); not 5"),
+        (lambda: MapRows({"a"}, ["a"]), TypeError, "takes two lists of labels, in the order of the rows; not {'a'}"),
+        (lambda: MapRows(np.ones((2, 2), int), ["a"]), TypeError, "takes two lists of labels"),
         (lambda: InputChannels("a", fill="mean"), ValueError, 'is one of "repeat", "initial", "zero"; not \'mean\''),
         (InputChannels, ValueError, "needs at least one glob"),
         (lambda: MapRows(["a"], ["b"]), ValueError, "no label is in both lists"),

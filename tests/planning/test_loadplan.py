@@ -188,7 +188,7 @@ def test_a_plan_is_plain_values_for_json():
 def test_what_of_a_rule_matched_nothing_is_said(rule, idle):
     plan = planned({"a": spec(1)}, {"a": spec(1)}, rule)
     assert [repr(rule) for rule in plan.idle_rules] == [idle]
-    assert f"  {idle} matched nothing" in str(plan).splitlines()
+    assert any(line.startswith(f"  {idle} ") and "nothing" in line for line in str(plan).splitlines())
 
 
 def test_a_rename_that_only_the_one_before_makes_possible_is_not_idle():

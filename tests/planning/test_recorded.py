@@ -63,6 +63,20 @@ def test_each_tensor_of_which_the_plan_decides_otherwise_is_named(checkpoint, mo
     assert refused.value.faults == (told,)
 
 
+def test_an_entry_that_stands_alone_may_have_another_name_and_of_several_each_is_told():
+    pair = Pair(CHECKPOINT, MODEL, "module", "Net")
+    text = planned(rules=RULES).to_json()
+    assert make_plan({"": pair}, [], source="ckpt").replay(text).matched_count == 3
+    several = make_plan({"G": pair, "D": pair}, RULES, source="ckpt").to_json()
+    with pytest.raises(PlanError) as refused:
+        make_plan({"G": pair, "E": pair}, [], source="ckpt").replay(several)
+    assert refused.value.what.endswith("8 of 12 tensors differ")
+    assert refused.value.faults == (
+        "entry 'D': was 4 tensors   is not there",
+        "entry 'E': was not there   is 4 tensors",
+    )
+
+
 def test_reasons_may_be_said_otherwise_but_nothing_else_and_a_long_list_stays_short():
     values = json.loads(planned(rules=RULES).to_json())
     for row in values["rows"]:

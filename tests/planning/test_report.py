@@ -39,6 +39,7 @@ def test_a_load_that_does_not_fit_names_every_difference_and_rules_to_paste():
 cannot load runs/exp1/step-00002000 into GPT: 25 of 172 tensors do not fit
   shape differs   lm_head.weight          checkpoint (50257, 768)   model (50304, 768)
   only in model   transformer.adapter.*   24 tensors, 1.8 MB
+  Skip("fcc") matched nothing
   hint: load(..., rules=[Skip("lm_head"), Skip("transformer.adapter")])"""
     )
 

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import ClassVar, TypeAlias
 
 from torchkeep.planning.globs import Globs, literal, mode_of
@@ -37,6 +38,7 @@ class Transpose(Globs):
 
     Raises:
         ValueError: No glob was given, or `order` is no permutation.
+        TypeError: `order` is no sequence.
 
     Example:
         >>> Transpose("*.c_attn.weight"), Transpose("conv", order=(3, 2, 0, 1)).order
@@ -46,7 +48,9 @@ class Transpose(Globs):
     order: tuple[int, ...] = field(default=(1, 0), kw_only=True)
 
     def __init__(self, *globs: str, order: Sequence[int] = (1, 0), entry: str | None = None) -> None:
-        if sorted(order) != list(range(len(order))):
+        if not isinstance(order, Sequence):
+            raise TypeError(f"Transpose(order=...) is a sequence of dimensions, as (3, 2, 0, 1); not {order!r}")
+        if set(order) != set(range(len(order))):
             raise ValueError(f"Transpose(order=...) is a permutation of dimensions, as (3, 2, 0, 1); not {order!r}")
         self._set(globs, entry, order=tuple(order))
 
@@ -112,7 +116,7 @@ class MapRows(Globs):
 
     Raises:
         ValueError: A label occurs twice; none is in both; or both have the same number and no glob says what is meant.
-        TypeError: Labels are no sequences of strings or integers.
+        TypeError: Labels are no sequences of strings or integers; those of numpy are.
 
     Example:
         >>> MapRows(["cat", "dog"], ["dog", "owl", "cat"], "fc").rows
@@ -132,14 +136,13 @@ class MapRows(Globs):
         fill: Fill | str = Fill.INITIAL,
         entry: str | None = None,
     ) -> None:
-        for labels in (old_labels, new_labels):
-            _require_labels(labels)
+        old_labels, new_labels = _labels(old_labels), _labels(new_labels)
         if not set(old_labels) & set(new_labels):
             raise ValueError("MapRows: no label is in both lists, so no row would arrive; Skip() the head instead")
         if not globs and len(old_labels) == len(new_labels):
             raise ValueError('MapRows: both lists are as long, so name the head: MapRows(old, new, "fc")')
         mode = mode_of("MapRows", "fill", fill, (Fill.INITIAL, Fill.MEAN, Fill.ZERO))
-        self._set(globs, entry, old_labels=tuple(old_labels), new_labels=tuple(new_labels), fill=mode)
+        self._set(globs, entry, old_labels=old_labels, new_labels=new_labels, fill=mode)
 
     @property
     def rows(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -173,15 +176,20 @@ class MapRows(Globs):
         return (f"[{', '.join(map(literal, labels))}]" for labels in (self.old_labels, self.new_labels))
 
 
-def _require_labels(labels: object) -> None:
-    if not isinstance(labels, Sequence) or isinstance(labels, (str, bytes)):
-        raise TypeError(f"MapRows takes two lists of labels; not {labels!r}")
-    wrong = [label for label in labels if not isinstance(label, (str, int))]
+def _labels(given: object) -> tuple[str | int, ...]:
+    """Labels as plain strings and integers, also of a one-dimensional array."""
+    is_array = hasattr(given, "tolist") and getattr(given, "ndim", None) == 1
+    if not is_array and (not isinstance(given, Sequence) or isinstance(given, (str, bytes))):
+        raise TypeError(f"MapRows takes two lists of labels, in the order of the rows; not {given!r}")
+    listed = list(given)  # type: ignore[call-overload]
+    wrong = [label for label in listed if not isinstance(label, (str, Integral))]
     if wrong:
         raise TypeError(f"MapRows: labels are strings or integers; not {wrong[0]!r} of type {type(wrong[0]).__name__}")
+    labels = tuple(str(label) if isinstance(label, str) else int(label) for label in listed)
     twice = [str(label) for label, count in Counter(labels).items() if count > 1]
     if twice:
         raise ValueError(f"MapRows: {', '.join(map(repr, twice[:5]))} occurs more than once in a list of labels")
+    return labels
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -256,9 +264,7 @@ class ResizePositions(Globs):
         entry: str | None = None,
     ) -> None:
         for name, grid in (("old_grid", old_grid), ("new_grid", new_grid)):
-            if grid is not None and (
-                len(grid) != _GRID_RANK or not all(type(size) is int and size > 0 for size in grid)
-            ):
+            if grid is not None and not _is_grid(grid):
                 raise ValueError(f"ResizePositions({name}=...) is a height and a width, as (14, 14); not {grid!r}")
         if kept is not None and (type(kept) is not int or kept < 0):
             raise ValueError(f"ResizePositions(kept=...) is a number of positions; not {kept!r}")
@@ -308,6 +314,12 @@ class ResizePositions(Globs):
 
 
 _GRID_RANK = 2
+
+
+def _is_grid(grid: object) -> bool:
+    return (
+        isinstance(grid, Sequence) and len(grid) == _GRID_RANK and all(type(size) is int and size > 0 for size in grid)
+    )
 
 
 def _grid(count: int, given: tuple[int, ...] | None) -> tuple[int, ...] | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torchkeep.errors import FormatError, PlanError
 from torchkeep.planning.rows import Row
@@ -14,6 +15,8 @@ from torchkeep.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from torchkeep.planning.loadplan import LoadPlan
+
+_Decisions: TypeAlias = dict[tuple[str, str, str], Mapping[str, Any]]
 
 SCHEMA = 1
 MAX_SHOWN = 20
@@ -61,20 +64,41 @@ def refuse_differences(plan: LoadPlan, recorded: Sequence[Mapping[str, Any]]) ->
     """
     now = {_identity(values): values for values in map(_values_of, plan.rows)}
     then = {_identity(values): values for values in recorded}
+    now, then = _without_lone_entries(now, then)
     differing = [key for key in dict.fromkeys([*then, *now]) if _decision(now.get(key)) != _decision(then.get(key))]
     if not differing:
         return
+    lost, new = _counts(then, beside=now), _counts(now, beside=then)
     faults = [
-        f"{f'{key[0]}: ' if key[0] else ''}{key[1]}   was {_told(then.get(key))}   is {_told(now.get(key))}"
-        for key in differing
+        *(f"entry {entry!r}: was {count:,} tensors   is not there" for entry, count in lost.items()),
+        *(f"entry {entry!r}: was not there   is {count:,} tensors" for entry, count in new.items()),
+        *(
+            f"{f'{key[0]}: ' if key[0] else ''}{key[1]}   was {_told(then.get(key))}   is {_told(now.get(key))}"
+            for key in differing
+            if key[0] not in lost and key[0] not in new
+        ),
     ]
     if len(faults) > MAX_SHOWN:
         faults[MAX_SHOWN - 1 :] = [f"... and {len(faults) - MAX_SHOWN + 1:,} more"]
+    counted = f"{len(differing):,} of {len({*then, *now}):,} tensors differ"
     raise PlanError(
-        f"the plan for {plan.source} is not the recorded one: {len(differing):,} of {len(now):,} tensors differ",
+        f"the plan for {plan.source} is not the recorded one: {counted}",
         faults=faults,
         remedy="the checkpoint or the model changed: look at both, and record the plan anew if it is right",
     )
+
+
+def _without_lone_entries(now: _Decisions, then: _Decisions) -> tuple[_Decisions, _Decisions]:
+    """Both sides with one name for the entry where each has a single one: there is nothing to confuse it with."""
+    if any(len({key[0] for key in side}) != 1 for side in (now, then)):
+        return now, then
+    now_entry = next(iter(now))[0]
+    return now, {(now_entry, *key[1:]): values for key, values in then.items()}
+
+
+def _counts(side: _Decisions, *, beside: _Decisions) -> Counter[str]:
+    """The entries that the other side has not, with how many tensors each has."""
+    return Counter(key[0] for key in side if key[0] not in {other[0] for other in beside})
 
 
 def _list_of(values: object, kind: type) -> list[Any] | None:

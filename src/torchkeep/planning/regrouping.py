@@ -78,6 +78,18 @@ class Fuse:
                         gone.update(names)
         return [joined.get(o.name, o) for o in offers if o.name in joined or o.name not in gone]
 
+    def idle_reason(self, offers: Sequence[Offer]) -> str:
+        """Why it joins nothing, of the first name that it means; "" when it means none."""
+        names = {offer.name for offer in offers}
+        for offer in offers:
+            for before, after in _places(offer.name, self.parts[0]):
+                wanted = [f"{before}{part}{after}" for part in self.parts]
+                absent = [name for name in wanted if name not in names]
+                if absent:
+                    return f"{offer.name} has no {' and no '.join(absent)} beside it"
+                return f"the shapes or dtypes of {' and '.join(wanted)} do not go together"
+        return ""
+
     def _join(self, recipes: list[Recipe]) -> Recipe | None:
         if len(recipes) < len(self.parts):
             return None
@@ -157,6 +169,14 @@ class Split:
                 named = zip(self.parts, cuts, strict=True)
                 made += [Offer(f"{place[0]}{part}{place[1]}", offer.source, cut) for part, cut in named]
         return made
+
+    def idle_reason(self, offers: Sequence[Offer]) -> str:
+        """Why it divides nothing, of the first name that it means; "" when it means none."""
+        meant = next((offer for offer in offers if any(_places(offer.name, self.whole))), None)
+        if meant is None:
+            return ""
+        shape = "unknown shape" if meant.recipe is None else f"shape {meant.recipe.shape}"
+        return f"{meant.name} of {shape} cannot be divided so"
 
     def _cut(self, recipe: Recipe | None) -> Iterator[Recipe]:
         if recipe is None:

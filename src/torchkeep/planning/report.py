@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from torchkeep.errors import PlanError
+from torchkeep.planning.match import arrange
 from torchkeep.planning.recipes import steps
+from torchkeep.planning.regrouping import Fuse, Split
 from torchkeep.planning.rows import DIFFERENCES, Change, Row, Status
 from torchkeep.planning.subtrees import Subtree, fold
 from torchkeep.tensors import TensorSpec, format_bytes
@@ -50,8 +52,19 @@ def render(plan: LoadPlan) -> str:
         _section(plan, Status.MATCHED, _matched_cells),
     ]
     lines.extend(_aligned([cells for section in sections for cells in _at_most(section, MAX_SECTION_LINES)]))
-    lines.extend(f"  {rule!r} matched nothing" for rule in plan.idle_rules)
+    lines.extend(f"  {text}" for text in idle_texts(plan))
     return "\n".join(lines)
+
+
+def idle_texts(plan: LoadPlan) -> Iterator[str]:
+    """What of the rules did nothing, a line each; of one that joins or divides, why."""
+    for rule in plan.idle_rules:
+        why = ""
+        if isinstance(rule, (Fuse, Split)):
+            before = plan.rules[: plan.rules.index(rule)]
+            offered = (arrange(p.checkpoint, before, entry) for entry, p in plan.pairs.items() if rule.acts_on(entry))
+            why = next(filter(None, map(rule.idle_reason, offered)), "")
+        yield f"{rule!r} did nothing: {why}" if why else f"{rule!r} matched nothing"
 
 
 def does_not_fit(plan: LoadPlan, *, strict: bool) -> PlanError:
@@ -97,13 +110,15 @@ def percent(share: float) -> str:
 def _refusal(plan: LoadPlan, what: str, lines: Iterable[str]) -> PlanError:
     return PlanError(
         f"cannot load {plan.source} into {_targets(plan)}: {what}",
-        faults=[line.removeprefix("  ") for line in lines],
+        faults=[*(line.removeprefix("  ") for line in lines), *idle_texts(plan)],
         remedy=_hint(plan),
     )
 
 
 def _hint(plan: LoadPlan) -> str:
     rules = plan.suggest()
+    if any(row.refusal for row in plan.rows) or any(isinstance(rule, (Fuse, Split)) for rule in plan.idle_rules):
+        return "mend the rules that could not act, or leave them out"
     if plan.model_count and not plan.with_rules(*rules).matched_count:
         return "nothing in it fits: is this the checkpoint, and the entry of it, that was meant?"
     if not rules:
@@ -143,8 +158,10 @@ def _error_cells(plan: LoadPlan, subtree: Subtree, rows: Sequence[Row]) -> list[
     del plan
     sides = {_sides(row) for row in rows}
     if len(sides) == 1 and (both := sides.pop()) is not None:
-        counted = [_count(rows)] if len(rows) > 1 else []
-        return [_label(rows[0].status), f"checkpoint {both[0]}", f"model {both[1]}", *counted]
+        cells = [_count(rows)] if len(rows) > 1 else []
+        refusals = {row.refusal for row in rows} - {""}
+        cells += [refusals.pop()] if len(refusals) == 1 else []
+        return [_label(rows[0].status), f"checkpoint {both[0]}", f"model {both[1]}", *cells]
     return [_label(rows[0].status), _amount(subtree, rows)]
 
 

@@ -14,6 +14,7 @@ from torchkeep.errors import CheckpointError, PlanError
 from torchkeep.folder.parallel import default_threads
 from torchkeep.planning.loadplan import LoadPlan, make_plan
 from torchkeep.planning.paths import without
+from torchkeep.planning.report import idle_texts
 from torchkeep.planning.rows import Row, Status
 from torchkeep.planning.rules import Rule
 from torchkeep.tensors import Source, TensorSpec, tensors_of
@@ -177,7 +178,7 @@ def plan_load(source: Source, into: object, rules: Sequence[Rule], builder: Buil
     def execute(plan: LoadPlan) -> Loaded:
         check_bytes(source, needed(plan, targets), threads)
         check_casts(plan, targets, builder, threads)
-        notes = [f"{rule!r} matched nothing" for rule in plan.idle_rules]
+        notes = list(idle_texts(plan))
         notes += place(plan, targets, builder, threads)
         rest = without(source.tree, [target.path for target in targets])
         return Loaded(plan, notes, rest if isinstance(rest, Mapping) else {}, builder)

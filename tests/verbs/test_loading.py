@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.utils import parametrizations
 
 import torchkeep as tk
-from torchkeep.errors import CorruptError, NotFoundError, PlanError
+from torchkeep.errors import CorruptError, FormatError, NotFoundError, PlanError
 
 
 def net(out=2, seed=0):
@@ -620,3 +621,27 @@ def test_loads_of_any_format_leave_no_file_open(tmp_path):
 def test_a_rule_that_matched_nothing_is_noted(tmp_path):
     tk.save(net(), tmp_path / "ckpt")
     assert tk.load(tmp_path / "ckpt", into=net(), rules=[tk.Skip("haed")]).notes == ('Skip("haed") matched nothing',)
+
+
+def test_weights_that_are_numpy_arrays_are_refused_with_what_to_do(tmp_path):
+    arrays = {name: value.numpy() for name, value in net().state_dict().items()}
+    torch.save({"model": arrays, "author": "somebody"}, tmp_path / "arrays.pkl")
+    for into in (net(), {"model": net()}):
+        with pytest.raises(NotFoundError, match=r"9 numpy arrays in all(.|\n)*make tensors of .* torch.from_numpy"):
+            tk.load(tmp_path / "arrays.pkl", into=into)
+
+
+def test_an_archive_of_another_kind_is_called_what_it_is(tmp_path):
+    np.savez(tmp_path / "a.npz", w=np.ones(2))
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), tmp_path / "program.pt2")
+    with pytest.raises(FormatError, match=r"an archive of numpy arrays \(.npz\)(.|\n)*load it with numpy.load"):
+        tk.load(tmp_path / "a.npz")
+    with pytest.raises(FormatError, match=r"a program of torch.export \(.pt2\)(.|\n)*torch.export.load runs"):
+        tk.load(tmp_path / "program.pt2")
+
+
+@pytest.mark.parametrize("name", ["consolidated.00.pth", "best.pt", "last.ckpt"])
+def test_a_folder_that_holds_a_file_of_no_usual_name_says_which(tmp_path, name):
+    torch.save(net().state_dict(), tmp_path / name)
+    with pytest.raises(FormatError, match=f"name one that is in it: {name}"):
+        tk.load(tmp_path, into=net())

@@ -12,6 +12,7 @@ from torchkeep.formats.hf_index import SINGLE, open_weights
 from torchkeep.formats.training_folder import OpenFile, TrainingFolder, side_files
 from torchkeep.tensors import Source
 
+_CHECKPOINT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
 _MAX_LOOKED_AT = 1_000
 _RANK_METADATA = re.compile(r"__\d+\.metadata")
 
@@ -37,7 +38,7 @@ def open_folder(folder: Path, open_file: OpenFile) -> Source:
         return open_latest(folder, open_file)
     if shards:
         raise _without_metadata(folder, names)
-    files = sorted(name for name in names if name.endswith((".safetensors", ".safetensors.index.json")))
+    files = sorted(name for name in names if name.endswith(_CHECKPOINT_SUFFIXES))
     inside = [name for name in sorted(names)[:_MAX_LOOKED_AT] if (folder / name / METADATA_NAME).is_file()]
     known = ("checkpoint.json", METADATA_NAME, "*.safetensors.index.json", "one *.safetensors", *SINGLE)
     raise FormatError(

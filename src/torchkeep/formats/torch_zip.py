@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torchkeep.errors import CorruptError, FormatError
@@ -165,11 +165,12 @@ class TorchZip:
     def _find_folder(self) -> str:
         found = [name for name in self._members if name.count("/") == 1 and name.endswith("/data.pkl")]
         if not found:
+            what, remedy = _other_archive(self._members)
             raise FormatError(
-                "a zip archive without data.pkl, so not of torch.save",
+                what,
                 where=self.path,
                 faults=[f"it holds {name[:80]!r}" for name in list(self._members)[:5]],
-                remedy="unpack it and name the checkpoint inside",
+                remedy=remedy,
             )
         if len(found) > 1:
             raise CorruptError("the archive holds two checkpoints", where=self.path, faults=found, remedy="unpack one")
@@ -196,6 +197,18 @@ class TorchZip:
         if byteorder not in {"little", "big"}:
             raise FormatError(f"the byte order is {byteorder!r}", where=self.path, remedy="little and big are known")
         return byteorder
+
+
+def _other_archive(names: Collection[str]) -> tuple[str, str]:
+    """What an archive without a pickle is, and what to do."""
+    if any(name.endswith("/archive_format") for name in names):
+        return (
+            "a program of torch.export (.pt2), not a checkpoint",
+            "torch.export.load runs what is in it: where you trust it, save its state_dict() and load that",
+        )
+    if names and all(name.endswith(".npy") for name in names):
+        return "an archive of numpy arrays (.npz)", "load it with numpy.load and save its arrays with torch"
+    return "a zip archive without data.pkl, so not of torch.save", "unpack it and name the checkpoint inside"
 
 
 def _copy(content: bytes, begin: int, out: memoryview) -> None:

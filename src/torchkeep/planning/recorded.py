@@ -62,8 +62,8 @@ def refuse_differences(plan: LoadPlan, recorded: Sequence[Mapping[str, Any]]) ->
     Raises:
         PlanError: It does not; each tensor of which it decides otherwise is named.
     """
-    now = {_identity(values): values for values in map(_values_of, plan.rows)}
-    then = {_identity(values): values for values in recorded}
+    now: _Decisions = {_identity(values): values for values in map(_values_of, plan.rows)}
+    then: _Decisions = {_identity(values): values for values in recorded}
     now, then = _without_lone_entries(now, then)
     differing = [key for key in dict.fromkeys([*then, *now]) if _decision(now.get(key)) != _decision(then.get(key))]
     if not differing:

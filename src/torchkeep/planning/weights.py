@@ -253,8 +253,13 @@ def _nothing_found(tree: object, refused: list[tuple[str, int, str]]) -> NotFoun
             listed.append(f"{key}   {child if isinstance(child, (TensorSpec, Described)) else type(child).__name__}")
     if len(listed) > MAX_LISTED:
         listed[MAX_LISTED:] = [f"... and {len(listed) - MAX_LISTED:,} more"]
+    remedy = 'name the entry that is meant: into={"key": model}'
+    arrays = sum(f"{type(leaf).__module__}.{type(leaf).__name__}" == "numpy.ndarray" for _, leaf in walk(tree))
+    if arrays and not refused:
+        listed.append(f"{arrays:,} numpy array{'s' if arrays > 1 else ''} in all, which are no tensors")
+        remedy = "load it without into, make tensors of the arrays with torch.from_numpy, and save those"
     return NotFoundError(
         "no entry looks like weights (a mapping of names to tensors)",
         faults=listed or ["nothing at all"],
-        remedy='name the entry that is meant: into={"key": model}',
+        remedy=remedy,
     )

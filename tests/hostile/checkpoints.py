@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ WEIGHTS = bytes(range(16))
 
 
 def write_checkpoint(folder: Path, step: int = 3) -> Path:
-    """A good checkpoint of two entries with a shard each."""
+    """A good checkpoint of two entries with a shard each, of as many other bytes."""
     entries, groups = {}, {}
-    for group in ("model", "head"):
-        tensor = DraftTensor(TensorSpec("uint8", (16,)), may_change=True, read=lambda: memoryview(WEIGHTS))
+    for group, held in {"model": WEIGHTS, "head": bytes([step]) * 16}.items():
+        tensor = DraftTensor(TensorSpec("uint8", (16,)), may_change=True, read=partial(memoryview, held))
         entries[group] = Entry("value", {"w": {"$tensor": [group, "w"]}})
         groups[group] = {"w": tensor}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +48,24 @@ def with_record(edit: Callable[[Any], object]) -> Callable[[Path], Path]:
         return _replaced(path, RECORD_NAME, signed(members))
 
     return make
+
+
+def with_record_text(old: str, new: str) -> Callable[[Path], Path]:
+    """A checkpoint in whose record a text was replaced, with a digest that is right for it."""
+
+    def make(folder: Path) -> Path:
+        path = write_checkpoint(folder / "ckpt")
+        text = (path / RECORD_NAME).read_text().rpartition(',"digest":"')[0]
+        raw = text.replace(old, new, 1).encode() + b',"digest":"'
+        return _replaced(path, RECORD_NAME, raw + digest_of(raw).encode() + b'"}\n')
+
+    return make
+
+
+def with_record_of_another(folder: Path) -> Path:
+    """125: a checkpoint with the record of another one of the same shape."""
+    path, other = write_checkpoint(folder / "ckpt"), write_checkpoint(folder / "other", 4)
+    return _replaced(path, RECORD_NAME, (other / RECORD_NAME).read_bytes())
 
 
 def with_record_bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:

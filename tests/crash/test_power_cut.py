@@ -34,9 +34,7 @@ WHOLE = {
     for name, scenario in SCENARIOS.items()
     if scenario.commits
 }
-KILLS = {
-    name: WHOLE[name] for name in ("a folder over another", "a folder over another, no exchange", "a run, thinned")
-}
+KILLS = {name: WHOLE[name] for name in ("a folder over another", "a folder over another, no exchange")}
 # Calls after which something else is true; each stands in one thread of the process alone.
 TURNS = ("fsync", "rename", "renameat2", "unlink", "unlinkat", "rmdir")
 # Flushes that only other scenarios need: that of a linked shard, which was flushed when it was written, and that of a

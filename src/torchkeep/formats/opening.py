@@ -98,6 +98,9 @@ def _open_shard(file: RegularFile, name: str = "") -> Source:
 def _source_of(file: RegularFile, head: bytes, name: str = "") -> Source:
     if head.startswith(b"PK\3\4"):
         return TorchZip(file, name)
+    # A header's length may begin with the byte that pickles begin with; what follows tells them apart.
+    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= file.size - 8:
+        return SafetensorsFile(file)
     if head.startswith((b"\x80", _TEXT_MAGIC)) and begins_as_legacy(file):
         return TorchLegacy(file, name)
     if _begins_as_safetensors(head, file.size):

@@ -5,21 +5,37 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import TypeAlias, TypeVar
 
 MIN_TYPO_LIKENESS = 0.8
 MIN_ALIGNED = 2
-_FIRST_NUMBER = re.compile(r"(?P<prefix>(?:[^.]*[^.\d][^.]*\.|\.)*)(?P<number>\d+)(?![^.])")
 _DIGITS = re.compile(r"\d+")
+MOST_DIGITS = 9
 MOST_SORTED = 10  # names to one that is out of order
 Likes: TypeAlias = Mapping[str, Hashable]
 Numbers: TypeAlias = tuple[int, ...]
 Like = TypeVar("Like", bound=Hashable)
 
 
-def align(left: Likes, right: Likes, *, in_order: bool) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Pairs of names by their places.
+
+    Attributes:
+        names: Names of one side to names of the other.
+        ambiguous: Names to several that only an order which says nothing could tell apart.
+        is_whole: Whether both sides are one structure of several modules in one order.
+    """
+
+    names: Mapping[str, str]
+    ambiguous: Mapping[str, tuple[str, ...]]
+    is_whole: bool
+
+
+def align(left: Likes, right: Likes, *, in_order: bool) -> Alignment:
     """Pair names of one side with names of the other that stand at the same place.
 
     Args:
@@ -27,17 +43,16 @@ def align(left: Likes, right: Likes, *, in_order: bool) -> tuple[dict[str, str],
         right: The same of the other side.
         in_order: Whether both orders are those of the models, as far as anybody knows.
 
-    Returns:
-        Names to names; and names to several that only an order which says nothing could tell apart.
     """
     told = in_order or all(map(_is_numbered, (left, right)))
     aligned = _by_order(left, right) if told else {}
     if aligned:
-        return aligned, {}
+        stems = {name.rpartition(".")[0] for name in aligned}
+        return Alignment(aligned, {}, is_whole=len(stems) >= MIN_ALIGNED)
     rivals = _by_order_in_blocks(left, right)
     placed = {old: others[place] for old, (place, others) in rivals.items() if told or len(others) == 1}
     ambiguous = {old: others for old, (_, others) in rivals.items() if old not in placed}
-    return placed | _by_numbers(left, right), ambiguous
+    return Alignment(placed | _by_numbers(left, right), ambiguous, is_whole=False)
 
 
 def are_sorted(names: Sequence[str]) -> bool:
@@ -90,10 +105,24 @@ def _families(side: Likes) -> dict[str, dict[int, Counter[Hashable]]]:
     """What is in each block, by what stands before the block's number, then by the number in rising order."""
     families: dict[str, dict[int, Counter[Hashable]]] = defaultdict(lambda: defaultdict(Counter))
     for name, like in side.items():
-        found = _FIRST_NUMBER.match(name)
-        if found:
-            families[found["prefix"]][int(found["number"])][like] += 1
+        if (block := _block_of(name)) is not None:
+            families[block[0]][block[1]][like] += 1
     return {prefix: dict(sorted(blocks.items())) for prefix, blocks in families.items()}
+
+
+def _block_of(name: str) -> tuple[str, int, str] | None:
+    """What stands before the first number of a name, the number, and what is behind it."""
+    segments = name.split(".")
+    place = next((place for place, segment in enumerate(segments) if is_number(segment)), None)
+    if place is None:
+        return None
+    before, after = segments[:place], segments[place + 1 :]
+    return "".join(f"{part}." for part in before), int(segments[place]), "".join(f".{part}" for part in after)
+
+
+def is_number(segment: str) -> bool:
+    """Whether a segment of a name is the number of a block."""
+    return segment.isascii() and segment.isdecimal() and len(segment) <= MOST_DIGITS
 
 
 def _is_shifted(blocks: Mapping[int, Counter[Hashable]], other: Mapping[int, Counter[Hashable]]) -> bool:
@@ -109,10 +138,11 @@ def _contents(blocks: Mapping[int, Counter[Hashable]]) -> list[Counter[Hashable]
 
 
 def _moved(name: str, moves: Mapping[str, int]) -> str:
-    found = _FIRST_NUMBER.match(name)
-    if found is None or found["prefix"] not in moves:
+    block = _block_of(name)
+    if block is None or block[0] not in moves:
         return name
-    return f"{found['prefix']}{int(found['number']) + moves[found['prefix']]}{name[found.end() :]}"
+    prefix, number, rest = block
+    return f"{prefix}{number + moves[prefix]}{rest}"
 
 
 def _by_order(left: Likes, right: Likes) -> dict[str, str]:
@@ -169,7 +199,7 @@ def _in_blocks(items: Iterable[tuple[str, Like]]) -> dict[tuple[Like, int], dict
     """Names by what they have in common and how many numbers are in them, then by these numbers; others are out."""
     blocks: dict[tuple[Like, int], dict[Numbers, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, like in items:
-        numbers = tuple(int(segment) for segment in name.split(".") if segment.isdecimal())
+        numbers = tuple(int(segment) for segment in name.split(".") if is_number(segment))
         if numbers:
             blocks[like, len(numbers)][numbers].append(name)
     return blocks

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 
 from torchkeep.planning.adaptations import (
     Adaptation,
@@ -15,6 +16,7 @@ from torchkeep.planning.adaptations import (
 )
 from torchkeep.planning.globs import is_bare
 from torchkeep.planning.rows import Row, Status
+from torchkeep.planning.subtrees import fold
 from torchkeep.tensors import is_floating
 
 _POSITIONS = re.compile(r"pos|relative_position_bias_table")
@@ -23,15 +25,22 @@ _CONVOLUTION_RANKS = (3, 4, 5)
 _MATRIX_RANK = 2
 
 
-def alternatives(rows: Sequence[Row]) -> tuple[Adaptation, ...]:
+def alternatives(rows: Sequence[Row], others: Collection[str]) -> tuple[Adaptation, ...]:
     """The adaptations that make rows fit whose shapes differ, where there are any.
 
     Args:
         rows: Rows of one entry that a suggested `Skip` would leave alone.
+        others: Names that must not be adapted with them.
     """
     differing = (row for row in rows if row.status is Status.SHAPE_DIFFERS)
-    found = (next(_adaptations(row), None) for row in differing)
-    return tuple(dict.fromkeys(rule for rule in found if rule is not None))
+    found = [rule for row in differing if (rule := next(_adaptations(row), None)) is not None]
+    globs: dict[Adaptation, list[str]] = defaultdict(list)
+    for rule in found:
+        globs[rule.with_globs()] += rule.globs
+    return tuple(
+        rule.with_globs(*dict.fromkeys(subtree.glob for subtree in fold(dict.fromkeys(names), others)))
+        for rule, names in globs.items()
+    )
 
 
 def _adaptations(row: Row) -> Iterator[Adaptation]:

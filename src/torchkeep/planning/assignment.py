@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from difflib import SequenceMatcher
+from itertools import groupby, islice, takewhile
 
-from torchkeep.planning.alignment import align, renumbered
+from torchkeep.planning.alignment import Alignment, align, is_number, renumbered
+from torchkeep.planning.evidence import believed
 
 MAX_CHANGES = 40
 MAX_COMPARED = 20_000
 MAX_RIVALS = 8
 MIN_EXPLAINED = 2
 MIN_LIKENESS = 0.4
+MIN_RATIO = 0.5
+MIN_LEAD = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +28,12 @@ class Assignment:
     Attributes:
         names: Checkpoint name to model name.
         ambiguous: Checkpoint names that could be several of the model's, or that share one with others, to those.
+        by_shape: Checkpoint names to those of the model where hardly more than the shapes speaks for it.
     """
 
     names: Mapping[str, str]
     ambiguous: Mapping[str, tuple[str, ...]]
+    by_shape: Mapping[str, str]
 
 
 def assign(
@@ -50,13 +56,24 @@ def assign(
         own_name = {name: name for name in checkpoint}
     left, right = {name: checkpoint[own] for name, own in own_name.items()}, dict(model)
     modules = frozenset(stem for name in settled if (stem := name.rpartition(".")[0]))
-    assigned = _assign_by_beginnings(left, right, modules)
-    for old, new in assigned.items():
-        del left[old], right[new]
-    similar, ambiguous = _assign_by_similarity(left, right, modules, in_order=in_order)
+    assigned, ambiguous = _assign_by_beginnings(left, right, modules)
+    taken = set(assigned.values())
+    open_left = {name: like for name, like in left.items() if name not in assigned}
+    open_right = {name: like for name, like in right.items() if name not in taken}
+    alignment = align(open_left, open_right, in_order=in_order)
+    similar, tied = _assign_by_similarity(open_left, open_right, modules, alignment, rivals=ambiguous)
+    found = assigned | similar
+    structural = {old for old, new in similar.items() if alignment.is_whole and alignment.names.get(old) == new}
+    sure = believed(found, left, structural=structural, model_count=len(model) + len(settled) // 2)
+    unsure = {old: (new,) for old, new in found.items() if old not in sure}
     return Assignment(
-        {own_name[old]: new for old, new in {**assigned, **similar}.items()},
-        {own_name[old]: others for old, others in ambiguous.items()},
+        {own_name[old]: new for old, new in sure.items()},
+        {
+            own_name[old]: others
+            for old, others in {**tied, **ambiguous, **alignment.ambiguous}.items()
+            if old not in found
+        },
+        {own_name[old]: new for old, (new,) in unsure.items()},
     )
 
 
@@ -71,14 +88,19 @@ def _may_be_one(old: str, new: str, modules: Collection[str]) -> bool:
 def _are_blocks_of_one(old: str, new: str) -> bool:
     """Whether the first that differs in two names is a number behind the same: blocks of one list."""
     differing = ((a, b) for a, b in zip(old.split("."), new.split("."), strict=False) if a != b)
-    return all(part.isdecimal() for part in next(differing, ("",)))
+    return all(is_number(part) for part in next(differing, ("",)))
 
 
 def _assign_by_beginnings(
     left: Mapping[str, Hashable], right: Mapping[str, Hashable], modules: Collection[str]
-) -> dict[str, str]:
-    """Pairs that one change at the beginning of many names explains, the change that explains most first."""
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Pairs that one change at the beginning of many names explains, the change that explains most first.
+
+    Returns:
+        The pairs; and names that changes which explain as much would pair otherwise, to all that they could be.
+    """
     assigned: dict[str, str] = {}
+    ambiguous: dict[str, tuple[str, ...]] = {}
     ends: dict[tuple[str, Hashable], list[str]] = defaultdict(list)
     for name, like in right.items():
         for ending in _ends(name):
@@ -104,14 +126,37 @@ def _assign_by_beginnings(
             for change in changes
             if len(explained[change]) == len(explained[best]) and _contradict(explained[change], explained[best])
         ]
-        if not rivals:
-            assigned |= explained[best]
-        # Of rivals none is right: what they claim stays open for what names alone can tell.
-        for change in [best, *rivals]:
+        chosen = _likeliest([best, *rivals])
+        if chosen is not None:
+            assigned |= explained[chosen]
+        for change in [best, *rivals] if chosen is None else [chosen]:
             for old, new in explained[change].items():
                 open_left.pop(old, None)
                 open_right.pop(new, None)
-    return assigned
+                if chosen is None:
+                    ambiguous[old] = tuple(dict.fromkeys([*ambiguous.get(old, ()), new]))
+        if chosen is not None and chosen != best:
+            changes.append(best)
+            changes.remove(chosen)
+    return assigned, ambiguous
+
+
+def _likeliest(changes: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+    """Of changes that contradict one another the one whose names clearly are the likest; None when none is."""
+    ranked = sorted(((_likeness_of_change(*change), change) for change in changes), reverse=True)
+    if len(ranked) == 1:
+        return ranked[0][1]
+    (*words, ratio), (*next_words, next_ratio) = ranked[0][0], ranked[1][0]
+    clear = words > next_words or (ratio >= MIN_RATIO and ratio - next_ratio >= MIN_LEAD)
+    return ranked[0][1] if clear else None
+
+
+def _likeness_of_change(old: str, new: str) -> tuple[bool, int, float]:
+    """Whether two beginnings have the same numbers, how many words they share first, how alike their letters are."""
+    left, right = old.split("."), new.split(".")
+    same_numbers = list(filter(is_number, left)) == list(filter(is_number, right))
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1] != "", zip(left, right, strict=False)))
+    return same_numbers, shared, SequenceMatcher(None, old, new, autojunk=False).ratio()
 
 
 def _ends(name: str) -> list[str]:
@@ -156,11 +201,25 @@ class _Features:
 
 
 def _assign_by_similarity(
-    left: Mapping[str, Hashable], right: Mapping[str, Hashable], modules: Collection[str], *, in_order: bool
+    left: Mapping[str, Hashable],
+    right: Mapping[str, Hashable],
+    modules: Collection[str],
+    alignment: Alignment,
+    *,
+    rivals: Mapping[str, tuple[str, ...]],
 ) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Pairs inside buckets of equal tensors, the likeliest of all first; a tie leaves all that take part in it out."""
-    aligned, ambiguous = align(left, right, in_order=in_order)
-    found_likely = (found for found in _scores(left, right, aligned) if _may_be_one(found[1], found[2], modules))
+    """Pairs inside buckets of equal tensors, the likeliest of all first; a tie leaves all that take part in it out.
+
+    Of names in `rivals` only their place may tell who they are.
+    """
+    ambiguous: dict[str, tuple[str, ...]] = {}
+    contested = {new for others in rivals.values() for new in others}
+    found_likely = (
+        (score, old, new)
+        for score, old, new in _scores(left, right, alignment.names)
+        if _may_be_one(old, new, modules)
+        and (alignment.names.get(old) == new or not (old in rivals or new in contested))
+    )
     scored = sorted(found_likely, key=lambda found: -found[0])
     assigned: dict[str, str] = {}
     gone: set[tuple[str, str]] = set()

@@ -76,10 +76,11 @@ class Globs:
 
     def idle(self, names: Collection[str]) -> tuple[Self, ...]:
         """The parts of this rule that mean none of the names it acts on."""
-        alone = (self._with_globs(glob) for glob in self.globs)
+        alone = (self.with_globs(glob) for glob in self.globs)
         return tuple(rule for rule in alone if not any(rule.matches(name) for name in names))
 
-    def _with_globs(self, *globs: str) -> Self:
+    def with_globs(self, *globs: str) -> Self:
+        """The same rule for other tensors."""
         made = object.__new__(type(self))
         for each in fields(self):
             object.__setattr__(made, each.name, globs if each.name == "globs" else getattr(self, each.name))

@@ -21,6 +21,7 @@ MAX_ERROR_LINES = 20
 MAX_SECTION_LINES = 12
 LONGEST_REASON = 40
 MAX_HINT_WIDTH = 100
+MAX_HINT_CHARACTERS = 1_500
 
 
 def summary(plan: LoadPlan) -> str:
@@ -126,6 +127,8 @@ def _hint(plan: LoadPlan) -> str:
     line = f"load(..., rules=[{', '.join(map(repr, rules))}])"
     if len(line) <= MAX_HINT_WIDTH:
         return line
+    if len(line) > MAX_HINT_CHARACTERS:
+        return f"print(plan.suggest()) gives {len(rules)} rules that would make it fit"
     return "\n".join(["load(..., rules=[", *(f"      {rule!r}," for rule in rules), "  ])"])
 
 

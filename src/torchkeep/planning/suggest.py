@@ -24,6 +24,7 @@ _Proposal: TypeAlias = tuple[tuple[Rule, ...], Mapping[str, tuple[str, ...]]]  #
 MAX_SINGLE_SKIPS = 4
 MAX_CAST_GLOBS = 3
 MAX_AMBIGUITIES = 6
+USUAL_COVERAGE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,31 +49,46 @@ class Suggestions(tuple[Rule, ...]):  # noqa: SLOT001 - a tuple has no room for 
 
     Attributes:
         explained: What is to be known of each rule.
-        ambiguous: Checkpoint names that no rule is suggested for, since they could be any of these in the model.
+        ambiguous: Checkpoint names that no rule is suggested for, since they could be any of these in the model; or
+            this one, but hardly more than its shape says so.
+        coverage: The share of the models' elements that arrives with the rules.
     """
 
     explained: tuple[Suggestion, ...]
     ambiguous: Mapping[str, tuple[str, ...]]
+    coverage: float
 
     @classmethod
-    def of(cls, explained: Sequence[Suggestion], ambiguous: Mapping[str, tuple[str, ...]]) -> Suggestions:
+    def of(
+        cls, explained: Sequence[Suggestion], ambiguous: Mapping[str, tuple[str, ...]], coverage: float
+    ) -> Suggestions:
         """The rules of the suggestions."""
         made = cls(each.rule for each in explained)
-        made.explained, made.ambiguous = tuple(explained), dict(ambiguous)
+        made.explained, made.ambiguous, made.coverage = tuple(explained), dict(ambiguous), coverage
         return made
 
     def __str__(self) -> str:
         lines = ["rules=[", *(f"    {each.rule!r},  # {_comment(each)}" for each in self.explained), "]"]
-        said = [f"# ambiguous, left out: {name} could be {' or '.join(o)}" for name, o in self.ambiguous.items()]
+        said = [_unsaid(name, others) for name, others in self.ambiguous.items()]
         folded = list(dict.fromkeys(without_numbers(line) for line in said))
         folded = said if len(said) == len(folded) else folded
         lines += folded[:MAX_AMBIGUITIES]
         if len(folded) > MAX_AMBIGUITIES:
-            lines.append(f"# ambiguous, left out: {len(folded) - MAX_AMBIGUITIES:,} more")
+            lines.append(f"# left out: {len(folded) - MAX_AMBIGUITIES:,} more")
+        if self and self.coverage < USUAL_COVERAGE:
+            lines.append(
+                f"# with these rules {self.coverage:.1%} of the model's elements arrive: is this what was meant?"
+            )
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Suggestions.of, (self.explained, self.ambiguous)
+        return Suggestions.of, (self.explained, self.ambiguous, self.coverage)
+
+
+def _unsaid(name: str, others: Sequence[str]) -> str:
+    why = "ambiguous" if len(others) > 1 else "by its shape alone"
+    alike = list(dict.fromkeys(without_numbers(other) for other in others))
+    return f"# {why}, left out: {name} could be {' or '.join(alike if len(alike) < len(others) else others)}"
 
 
 def _comment(suggestion: Suggestion) -> str:
@@ -107,7 +123,8 @@ def suggest(plan: LoadPlan) -> Suggestions:
                 current = following
     unmatched = {row.name for row in current.rows if row.status is not Status.MATCHED}
     open_names = {name: others for found in ambiguous.values() for name, others in found.items()}
-    return Suggestions.of(explained, {name: others for name, others in open_names.items() if unmatched & set(others)})
+    open_names = {name: others for name, others in open_names.items() if unmatched & set(others)}
+    return Suggestions.of(explained, open_names, current.coverage)
 
 
 def _explained(rule: Rule, before: LoadPlan, after: LoadPlan) -> Suggestion:
@@ -118,7 +135,8 @@ def _explained(rule: Rule, before: LoadPlan, after: LoadPlan) -> Suggestion:
     differed = [row for row in before.rows if row.differs and rule.acts_on(row.entry) and rule.matches(row.name)]
     settled = tuple(dict.fromkeys(row.name for row in differed))
     counting = [row for row in differed if before.pairs[row.entry].counts]
-    return Suggestion(rule, tuple(gained), settled, alternatives(counting))
+    others = {row.name for row in before.rows if row.status is not Status.SHAPE_DIFFERS}
+    return Suggestion(rule, tuple(gained), settled, alternatives(counting, others))
 
 
 def _renames(plan: LoadPlan, entry: str) -> _Proposal:
@@ -141,15 +159,16 @@ def _renames(plan: LoadPlan, entry: str) -> _Proposal:
     known = [*settled, *settled.values()]
     found = assign(only_in_checkpoint, leftover(Status.ONLY_IN_MODEL), known, in_order=in_order)
     assigned = found.names
+    unsaid = {**found.ambiguous, **{old: (new,) for old, new in found.by_shape.items()}}
     if not assigned:
-        return (), found.ambiguous
+        return (), unsaid
     others = {name: name for name in only_in_checkpoint if name not in assigned}
     limit = _limit(plan, entry)
     exact = (Rename(assigned, entry=limit),)
     for rules in (generalise(assigned, settled, others, entry=limit), exact):
         if _is_better(plan.with_rules(*rules), plan):
-            return rules, found.ambiguous
-    return (), found.ambiguous
+            return rules, unsaid
+    return (), unsaid
 
 
 def _regroupings(plan: LoadPlan, entry: str) -> _Proposal:

@@ -178,6 +178,7 @@ def test_qkv_becomes_q_k_and_v_also_where_the_parts_differ_in_size_and_lie_trans
         ({"a.q": spec(4, 4), "a.k": spec(4, 4, dtype="float16")}, Fuse(["q", "k"], "qk")),
         ({"a.q": spec(), "a.k": spec()}, Fuse(["q", "k"], "qk")),
         ({"a.q": spec(3), "a.k": spec(3)}, Fuse(["q", "k"], "qk", blocks=2)),
+        ({"a.q": spec(3), "a.k": spec()}, Fuse(["q", "k"], "qk")),
         ({"a.qkv": spec(8, 4)}, Split("qkv", ["q", "k", "v"])),
         ({"a.qkv_norm": spec(9, 4)}, Split("qkv", ["q", "k", "v"])),
         ({"a.qkv": spec()}, Split("qkv", ["q", "k", "v"])),

@@ -308,3 +308,84 @@ def test_the_same_plan_gets_the_same_rules_in_every_process():
         printed.add(done.stdout)
     assert len(printed) == 1
     assert printed.pop().startswith("rules=[")
+
+
+def blocks(prefix, *parts, layers=2, width=8):
+    return {
+        f"{prefix}.layers.{i}.{part}.{kind}": spec(width, *rest)
+        for i in range(layers)
+        for part in parts
+        for kind, rest in (("weight", [width]), ("bias", []))
+    }
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "model", "unsaid"),
+    [
+        (  # what is alike is paired, whatever the order
+            blocks("actor", "fc") | blocks("critic", "fc"),
+            blocks("critic_net", "fc") | blocks("actor_net", "fc"),
+            None,
+        ),
+        (blocks("student", "a", "b") | blocks("teacher", "a", "b"), blocks("net", "a", "b"), "ambiguous"),
+        (blocks("actor", "a", "b"), blocks("policy", "a", "b") | blocks("value", "a", "b"), "ambiguous"),
+        (  # one module on either side: only its shape speaks for it
+            {**resnet(), "topic_head.weight": spec(20, 512)},
+            {**resnet(), "sentiment_head.weight": spec(20, 512)},
+            'Skip("topic_head")',
+        ),
+        (  # one of a series is not another of it
+            {f"b.{i}.conv{j}.weight": spec(8, 8) for i in range(3) for j in (1, 2)},
+            {f"b.{i}.conv{j}.weight": spec(8, 8) for i in range(3) for j in (0, 1)},
+            'Skip("b.*.conv0.*")',
+        ),
+    ],
+)
+def test_what_only_shapes_say_is_said_and_not_suggested(checkpoint, model, unsaid):
+    plan = make_plan({"": Pair(checkpoint, model, "module", "Net")}, [], source="c")
+    rules = plan.suggest()
+    fitted = plan.with_rules(*rules)
+    moved = {row.checkpoint_name: row.name for row in fitted.rows if row.status == "matched" and row.changes}
+    if unsaid is None:
+        assert moved == {
+            name: name.replace("actor", "actor_net").replace("critic", "critic_net") for name in checkpoint
+        }
+    else:
+        assert moved == {}
+        assert unsaid in str(rules)
+
+
+def test_a_renamed_part_in_two_towers_of_which_layers_were_dropped_is_no_swap():
+    def tower(name, layers, part):
+        return {
+            f"{name}.layers.{i}.mlp.{part}.{kind}": spec(4, *rest)
+            for i in range(layers)
+            for kind, rest in (("weight", [2]), ("bias", []))
+        }
+
+    checkpoint = tower("encoder", 2, "fc1") | tower("decoder", 2, "fc1")
+    model = tower("encoder", 1, "up") | tower("decoder", 1, "up")
+    plan = make_plan({"": Pair(checkpoint, model, "module", "Net")}, [], source="c")
+    fitted = plan.with_rules(*plan.suggest())
+    moved = {row.checkpoint_name: row.name for row in fitted.rows if row.status == "matched"}
+    assert moved == {name.replace("up", "fc1"): name for name in model}
+
+
+def test_all_of_a_module_goes_to_one_module():
+    checkpoint = {f"l.{i}.LayerNorm.{kind}": spec(8) for i in range(4) for kind in ("weight", "bias")}
+    model = {f"m.{i}.{part}": spec(8) for i in range(4) for part in ("norm.weight", "out.bias", "norm.bias")}
+    plan = make_plan({"": Pair(checkpoint, model, "module", "Net")}, [], source="c")
+    fitted = plan.with_rules(*plan.suggest())
+    for row in fitted.rows:
+        if row.status == "matched":
+            assert row.name == row.checkpoint_name.replace("l.", "m.").replace("LayerNorm", "norm")
+
+
+def test_deep_names_take_no_longer_than_others():
+    names = [".".join(["model"] * depth + [f"part{depth}"] * 20 + ["weight"]) for depth in range(1, 20)]
+    plan = make_plan(
+        {"": Pair({n: spec(2) for n in names}, {f"x.{n}": spec(3) for n in names}, "module", "N")}, [], source="c"
+    )
+    begin = time.process_time()
+    plan.suggest()
+    assert time.process_time() - begin < 1

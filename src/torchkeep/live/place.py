@@ -11,12 +11,13 @@ from typing import TypeGuard
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.live.adapt import fitting, make_tensor
 from torchkeep.live.build import Builder
 from torchkeep.live.memory import spec_of
-from torchkeep.live.modules import CheckpointNames, loads_by_itself, materialise, named_state, unwrap
+from torchkeep.live.modules import CheckpointNames, loads_by_itself, materialise, named_modules, named_state, unwrap
 from torchkeep.planning.recipes import Part, Recipe
 from torchkeep.planning.rows import Row
 from torchkeep.planning.rules import Casting
@@ -31,15 +32,17 @@ class Placement:
         name: The name there.
         recipe: What is read, and how the tensor is made of it.
         casting: What happens to values that the model's dtype does not have, where that may be.
+        inverse: What a parametrization computes its tensor from, given the plain one that arrives.
     """
 
     name: str
     recipe: Recipe
     casting: Casting | None = None
+    inverse: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def put(self, target: torch.Tensor, builder: Builder) -> None:
         """Fill the memory of a live tensor; read straight into it, with others, where it is the tensor of the file."""
-        if isinstance(self.recipe, Part) and self.casting is None:
+        if isinstance(self.recipe, Part) and self.casting is None and self.inverse is None:
             builder.fill_later(self.recipe.spec, target)
             return
         with torch.no_grad():
@@ -55,12 +58,36 @@ class Placement:
             made = builder.read(self.recipe.spec)
         else:
             made = make_tensor(self.recipe, lambda part: builder.read(part.spec), target)
+        made = made if self.inverse is None else self.inverse(made.to(target.dtype))
         return made if self.casting is None else fitting(made, target.dtype, self.casting)
 
 
-def placements_of(rows: Sequence[Row]) -> list[Placement]:
-    """The placements of matched rows."""
-    return [Placement(row.name, row.recipe, row.casting) for row in rows if row.recipe is not None]
+def placements_of(rows: Sequence[Row], target: object) -> list[Placement]:
+    """The placements of matched rows, those that may raise in front."""
+    placements = []
+    for row in rows:
+        if row.recipe is not None:
+            inverse = _inverse(target, row.name) if row.inverts_parametrization else None
+            placements.append(Placement(row.name, row.recipe, row.casting, inverse))
+    return sorted(placements, key=lambda placement: placement.inverse is None)
+
+
+def _inverse(target: object, name: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What torch does to a plain tensor that is assigned to a parametrized one of this name."""
+    if not isinstance(target, nn.Module):
+        return None
+    path = name.rpartition(".")[0]
+    found = next((module for at, module in named_modules(target) if at == path), None)
+    if not isinstance(found, ParametrizationList):
+        return None
+
+    def inverse(plain: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            for parametrization in reversed(list(found)):
+                plain = parametrization.right_inverse(plain)  # type: ignore[operator]  # torch cannot say so
+        return plain
+
+    return inverse
 
 
 def lossy_casts(

@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 import torch
+import xxhash
 from torch import nn
 
 from torchkeep.errors import CheckpointError, PlanError
@@ -73,25 +74,15 @@ class Target:
         pair = Pair(tensors, model_specs(self.live), self.kind, name, origin, optional=self._optional(tensors))
         why = loads_by_itself(self.live) if isinstance(self.live, nn.Module) else None
         note = f"loads through its own load_state_dict: {why}" if why else ""
-        return replace(pair, note=note, mismatch=unfit_memory(self.live) or self._untied(tensors))
+        tied = tuple(map(tuple, tied_names(self.live)))
+        return replace(pair, note=note, mismatch=unfit_memory(self.live), tied=tied, content=self.content)
 
     def _optional(self, tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
         """Names that one side may have alone: counters of old batch norms, all but one of tied ones, a mere counter."""
         optional = counters(self.live) if isinstance(self.live, nn.Module) else {}
-        for names in tied_names(self.live):
-            arriving = [name for name in names if name in tensors]
-            optional |= {name: f"it is tied to {arriving[0]}, which arrives" for name in names if arriving}
         if all(key.startswith("module.") for key in tensors if key != _AVERAGES):
             optional[_AVERAGES] = "it counts averaged models, and this is one model"
         return optional
-
-    def _untied(self, tensors: Mapping[str, TensorSpec]) -> str:
-        """Why tensors that are one in the model and two in the checkpoint cannot both arrive; "" where none is."""
-        for names in tied_names(self.live):
-            arriving = {self.content(tensors[name]): name for name in names if name in tensors}
-            if len(arriving) > 1:
-                return f"{' and '.join(arriving.values())} are one tensor in the model and differ in the checkpoint"
-        return ""
 
     def extra_state(self) -> dict[str, object]:
         """Values in a module's state dict that are no plain tensors: extra state, sparse and quantised ones."""
@@ -298,11 +289,17 @@ def _weights_target(
 
 
 def _content_of(source: Source) -> Callable[[TensorSpec], Hashable]:
-    """What is equal for equal tensors: their digests where our record has them, else that they are one in the file."""
-    if not isinstance(source, FolderSource):
-        return attrgetter("key")
-    record = source.record
-    return lambda spec: record.tensors[spec.key[0]][spec.key[1]].chunks  # type: ignore[index]
+    """What is equal for tensors of equal values: their digests, from our record or made now, and what they are."""
+
+    def content(spec: TensorSpec) -> Hashable:
+        if isinstance(source, FolderSource):
+            key: Any = spec.key
+            return source.record.tensors[key[0]][key[1]].chunks, spec.dtype, spec.shape
+        values = bytearray(spec.nbytes)
+        source.read_into(spec, memoryview(values))
+        return xxhash.xxh3_128_digest(values), spec.dtype, spec.shape
+
+    return content
 
 
 def _tensors_target(live: Mapping[str, torch.Tensor], path: KeyPath, node: object, entry: str) -> Target:

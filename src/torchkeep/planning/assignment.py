@@ -12,6 +12,7 @@ from itertools import groupby, islice, takewhile
 from torchkeep.planning.alignment import Alignment, align, is_number, renumbered
 from torchkeep.planning.evidence import believed
 
+_DIGITS = re.compile(r"\d+")
 MAX_CHANGES = 40
 MAX_COMPARED = 20_000
 MAX_RIVALS = 8
@@ -86,9 +87,9 @@ def _may_be_one(old: str, new: str, modules: Collection[str]) -> bool:
 
 
 def _are_blocks_of_one(old: str, new: str) -> bool:
-    """Whether the first that differs in two names is a number behind the same: blocks of one list."""
+    """Whether the first that differs in two names is a number behind the same: blocks of one list, or of one series."""
     differing = ((a, b) for a, b in zip(old.split("."), new.split("."), strict=False) if a != b)
-    return all(is_number(part) for part in next(differing, ("",)))
+    return len({_DIGITS.sub("", part) for part in next(differing, ("a", "b"))}) == 1
 
 
 def _assign_by_beginnings(

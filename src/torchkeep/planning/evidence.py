@@ -48,13 +48,15 @@ def believed(
         systematic = len(units[change]) >= MIN_MODULES or tensors[change] >= max(2, MIN_SHARE * model_count)
         return systematic or _is_alike(*change)
 
-    return {
-        old: new
+    sure = {
+        (_unit(old), _unit(new))
         for old, new in whole.items()
-        if old in structural
-        or all(is_believed(change) for change in changes[old])
+        if all(is_believed(change) for change in changes[old])
+        or (old in structural and not any(_differ_in_digits_only(*change) for change in changes[old]))
         or (likes[old] in unique and _rank(likes[old]) >= MIN_DISTINCT_RANK)
     }
+    # What is believed of one tensor of a module is believed of the module.
+    return {old: new for old, new in whole.items() if (_unit(old), _unit(new)) in sure}
 
 
 def _modules_kept_whole(names: Mapping[str, str]) -> dict[str, str]:
@@ -76,7 +78,10 @@ def _modules_kept_whole(names: Mapping[str, str]) -> dict[str, str]:
 def _unit(name: str) -> str:
     """The module that a tensor belongs to, or the tensor itself where it is no part of a plain module."""
     stem, _, last = name.rpartition(".")
-    return stem if stem and last in _LEAF_TENSORS else name
+    if stem and last in _LEAF_TENSORS:
+        return stem
+    part, _, kind = name.rpartition("_")
+    return part if kind in {"weight", "bias"} else name
 
 
 def _changes(old: str, new: str) -> tuple[tuple[str, str], ...]:
@@ -87,8 +92,14 @@ def _changes(old: str, new: str) -> tuple[tuple[str, str], ...]:
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
     left, right = left[shared:], right[shared:]
     if len(left) == len(right):
-        return tuple((a, b) for a, b in zip(left, right, strict=True) if a != b)
-    return ((".".join(left), ".".join(right)),)
+        pairs = [(a, b) for a, b in zip(left, right, strict=True) if a != b]
+    else:
+        pairs = [(".".join(left), ".".join(right))]
+    return tuple(pair if _differ_in_digits_only(*pair) else _without_digits(*pair) for pair in pairs)
+
+
+def _without_digits(old: str, new: str) -> tuple[str, str]:
+    return _DIGITS.sub("#", old), _DIGITS.sub("#", new)
 
 
 def _differ_in_digits_only(old: str, new: str) -> bool:

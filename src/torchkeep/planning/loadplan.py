@@ -29,6 +29,7 @@ class LoadPlan:
         rows: One per tensor: by pair, the model's order first, then what is only in the checkpoint.
         collisions: Names that several checkpoint tensors would get, one line each; such a plan never applies.
         idle_rules: The parts of the rules that matched nothing.
+        mismatches: Entry, and why it does not go together with its object as a whole; a strict load refuses it.
         executor: What carries the plan out; bound by whoever has the objects.
 
     Example:
@@ -46,6 +47,7 @@ class LoadPlan:
     rows: tuple[Row, ...]
     collisions: tuple[str, ...] = ()
     idle_rules: tuple[Rule, ...] = ()
+    mismatches: tuple[tuple[str, str], ...] = ()
     executor: Executor | None = field(default=None, compare=False)
 
     @property
@@ -136,7 +138,7 @@ class LoadPlan:
         """
         _require_share("min_coverage", min_coverage)
         self._refuse_collisions()
-        if strict and any(pair.mismatch for pair in self.pairs.values()):
+        if strict and self.mismatches:
             raise report.does_not_go_together(self)
         if any(row.differs and (strict or row.status is Status.DTYPE_DIFFERS) for row in self.rows):
             raise report.does_not_fit(self, strict=strict)
@@ -242,6 +244,12 @@ def make_plan(pairs: Mapping[str, Pair], rules: Sequence[Rule], *, source: str) 
             for collision in matching.collisions
         ),
         idle_rules=tuple(_idle(pairs, rules, rows)),
+        mismatches=tuple(
+            (entry, fault)
+            for entry, matching in matchings.items()
+            for fault in (pairs[entry].mismatch, *matching.untied)
+            if fault
+        ),
     )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from torchkeep.planning.adaptations import ADAPTATIONS, DoesNotFitError
+from torchkeep.planning.globs import quoted
 from torchkeep.planning.recipes import Part, Recipe, needs_initial, spec_of, steps
 from torchkeep.planning.regrouping import Fuse, Offer, Split
+from torchkeep.planning.rows import PARAMETRIZED as _PARAMETRIZED
 from torchkeep.planning.rows import Change, Pair, Row, Status
 from torchkeep.planning.rules import Cast, Only, Rename, Rule, Skip
 from torchkeep.planning.widening import widens
@@ -18,18 +19,23 @@ from torchkeep.tensors import TensorSpec
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 LONGEST_RULE = 80
-# What a parametrization calls the tensor it computes from; weight_norm's pair by the names of its older form.
-_PARAMETRIZED = re.compile(r"(?<![^.])parametrizations\.([^.]+)\.original([01]?)(?![^.])")
 _OLDER_FORM = {"": "", "0": "_g", "1": "_v"}
 Claim = TypeVar("Claim")
 
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """The rows of one pair, model's first, and the names that more than one checkpoint tensor would get."""
+    """What becomes of one pair.
+
+    Attributes:
+        rows: The model's first.
+        collisions: The names that more than one checkpoint tensor would get, a line each.
+        untied: Tensors that are one in the model and several in the checkpoint, a line for each such group.
+    """
 
     rows: tuple[Row, ...]
     collisions: tuple[str, ...]
+    untied: tuple[str, ...]
 
 
 def arrange(checkpoint: Mapping[str, TensorSpec | None], rules: Sequence[Rule], entry: str) -> list[Offer]:
@@ -62,7 +68,36 @@ def match(entry: str, pair: Pair, rules: Sequence[Rule]) -> Matching:
         for name, claimants in claims.items()
         if len(claimants) > 1 and _skipping_rule(name, active) is None
     )
-    return Matching(tuple(rows), collisions)
+    rows, untied = _with_ties(rows, pair)
+    return Matching(tuple(rows), collisions, untied)
+
+
+def _with_ties(rows: Sequence[Row], pair: Pair) -> tuple[list[Row], tuple[str, ...]]:
+    """Let one name of a tied tensor arrive with another, and find those for which different values would arrive."""
+    by_name = {row.name: row for row in rows if row.model is not None}
+    untied: list[str] = []
+    for names in pair.tied:
+        group = [by_name[name] for name in names if name in by_name]
+        arriving = [row for row in group if row.status is Status.MATCHED]
+        for row in group:
+            if arriving and row.status is Status.ONLY_IN_MODEL:
+                reason = f"it is tied to {arriving[0].name}, which arrives"
+                by_name[row.name] = replace(row, status=Status.MATCHED, reason=reason)
+        if len({_source_of(row) for row in arriving}) > 1 and len({_values_of(row, pair) for row in arriving}) > 1:
+            shown = " and ".join(row.name for row in arriving)
+            others = ", ".join(quoted(row.name) for row in arriving[1:])
+            untied.append(
+                f"{shown} are one tensor in the model and differ in the checkpoint: Skip({others}) takes the first"
+            )
+    return [by_name[row.name] if row.model is not None else row for row in rows], tuple(untied)
+
+
+def _source_of(row: Row) -> Hashable:
+    return tuple(steps(row.recipe)) if row.recipe is not None else (), tuple(part.spec.key for part in row.parts)
+
+
+def _values_of(row: Row, pair: Pair) -> Hashable:
+    return tuple(steps(row.recipe)) if row.recipe is not None else (), tuple(pair.content(p.spec) for p in row.parts)
 
 
 def _found(claimed: Mapping[str, Claim], model: Iterable[str], contested: Iterable[str]) -> dict[str, Claim]:
@@ -74,12 +109,15 @@ def _found(claimed: Mapping[str, Claim], model: Iterable[str], contested: Iterab
             return uniform
     found = {name: claimed[name] for name in model_names if name in claimed}
     # A name without wrappers must be the only one of its kind on either side: nothing is guessed.
-    in_model = _by_canonical_name(model_names)
-    in_checkpoint = _by_canonical_name([*claimed, *contested])
-    for unwrapped, names in in_model.items():
-        others = in_checkpoint.get(unwrapped, [])
-        if len(names) == len(others) == 1 and names[0] not in found and others[0] in claimed:
-            found[names[0]] = claimed[others[0]]
+    for of_model, of_checkpoint in ((_unwrapped, _unwrapped), (_unparametrized, _older_form)):
+        taken = {id(claim) for claim in found.values()}
+        in_model = _grouped(model_names, of_model)
+        in_checkpoint = _grouped([*claimed, *contested], of_checkpoint)
+        for plain, names in in_model.items():
+            others = in_checkpoint.get(plain, [])
+            alone = len(names) == len(others) == 1 and names[0] not in found and others[0] in claimed
+            if alone and id(claimed[others[0]]) not in taken:
+                found[names[0]] = claimed[others[0]]
     return found
 
 
@@ -109,17 +147,29 @@ def _peeled(names: Sequence[str]) -> Iterator[Sequence[str]]:
         yield names
 
 
-def _by_canonical_name(names: Iterable[str]) -> dict[str, list[str]]:
+def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        groups[_canonical(name)].append(name)
+        groups[key(name)].append(name)
     return groups
 
 
-def _canonical(name: str) -> str:
-    """A name without what wrappers and parametrizations add anywhere in it."""
-    plain = _PARAMETRIZED.sub(lambda found: found[1] + _OLDER_FORM[found[2]], name)
-    return ".".join(segment for segment in plain.split(".") if segment not in WRAPPERS)
+def _unwrapped(name: str) -> str:
+    """A name without what wrappers add anywhere in it."""
+    return ".".join(segment for segment in name.split(".") if segment not in WRAPPERS)
+
+
+def _unparametrized(name: str) -> str:
+    """A model's name as it would be without parametrizations; weight norm's pair by the names of its older form."""
+    return _unwrapped(_PARAMETRIZED.sub(lambda found: found[1] + _OLDER_FORM[found[2]], name))
+
+
+def _older_form(name: str) -> str:
+    """A checkpoint's name with weight norm's pair by the names of its older form.
+
+    What any other parametrization computes from its ``original`` a file does not say: that is no plain weight.
+    """
+    return _unwrapped(_PARAMETRIZED.sub(lambda found: found[1] + _OLDER_FORM[found[2]] if found[2] else found[0], name))
 
 
 def _row(entry: str, pair: Pair, name: str, offer: Offer | None, rules: Sequence[Rule]) -> Row:
@@ -138,7 +188,7 @@ def _row(entry: str, pair: Pair, name: str, offer: Offer | None, rules: Sequence
     if row.status is not Status.MATCHED:
         return replace(row, reason=f"{pair.unloaded}: {row.reason}")
     if offer.source != name and isinstance(offer.recipe, Part | None):
-        by = "Rename" if offer.name == name else _said_of_names(offer.name, name)
+        by = "Rename" if offer.name == name else _said_of_names(row)
         reasons = (f"{offer.source} in the checkpoint ({by})", row.reason)
         row = replace(row, changes=(Change.RENAMED, *row.changes), reason="; ".join(filter(None, reasons)))
     elif not isinstance(offer.recipe, Part | None):
@@ -146,9 +196,9 @@ def _row(entry: str, pair: Pair, name: str, offer: Offer | None, rules: Sequence
     return row if row.reason else replace(row, reason="loads as it was saved")
 
 
-def _said_of_names(old: str, new: str) -> str:
-    if _PARAMETRIZED.search(old) or _PARAMETRIZED.search(new):
-        return "a parametrization is on one side"
+def _said_of_names(row: Row) -> str:
+    if row.inverts_parametrization:
+        return "by the right_inverse of its parametrization"
     return "wrapper segments of the names differ"
 
 

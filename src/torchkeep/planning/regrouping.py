@@ -95,7 +95,8 @@ class Fuse:
             return None
         rank = len(recipes[0].shape)
         dim = self.dim + rank * (self.dim < 0)
-        if not 0 <= dim < rank or len({dtype_of(recipe) for recipe in recipes}) > 1:
+        kinds = {(dtype_of(recipe), len(recipe.shape)) for recipe in recipes}
+        if not 0 <= dim < rank or len(kinds) > 1:
             return None
         besides = {recipe.shape[:dim] + recipe.shape[dim + 1 :] for recipe in recipes}
         divisible = all(recipe.shape[dim] % self.blocks == 0 for recipe in recipes if len(recipe.shape) > dim)

@@ -44,7 +44,8 @@ def render(plan: LoadPlan) -> str:
             lines.append(f"  {label}state of {matched:,} of {len(rows):,} parameters matched")
         if pair.origin and pair.origin != entry:
             lines.append(f"  {label}taken from {pair.origin}")
-        lines.extend(f"  {label}{text}" for text in (pair.note, pair.mismatch) if text)
+        lines.extend([f"  {label}{pair.note}"] if pair.note else [])
+        lines.extend(f"  {label}{fault}" for own, fault in plan.mismatches if own == entry)
     lines.extend(f"  collision: {collision}" for collision in plan.collisions)
     sections = [
         *(_section(plan, status, _difference_cells) for status in DIFFERENCES),
@@ -86,7 +87,7 @@ def too_little(plan: LoadPlan, found: str, required: float) -> PlanError:
 
 def does_not_go_together(plan: LoadPlan) -> PlanError:
     """The error that an entry is not for its object as a whole."""
-    faults = [f"{entry or pair.target}: {pair.mismatch}" for entry, pair in plan.pairs.items() if pair.mismatch]
+    faults = [f"{entry or plan.pairs[entry].target}: {fault}" for entry, fault in plan.mismatches]
     remedy = "leave it out of `into`; or strict=False takes the state as it is, if you know that it goes together"
     return PlanError(f"cannot load {plan.source} into {_targets(plan)}", faults=faults, remedy=remedy)
 

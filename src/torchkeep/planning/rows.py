@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 from typing import Literal, TypeAlias
 
 from torchkeep.planning.recipes import Part, Recipe, arriving_elements, parts_of
 from torchkeep.planning.rules import Casting
 from torchkeep.tensors import TensorSpec
 
+# What a parametrization calls the tensor that it computes from, or the two of them.
+PARAMETRIZED = re.compile(r"(?<![^.])parametrizations\.([^.]+)\.original([01]?)(?![^.])")
 Kind: TypeAlias = Literal["module", "optimizer", "tensors"]
 
 
@@ -49,6 +53,8 @@ class Pair:
         note: One more line for the report.
         optional: Names that one side may have alone, each with the reason: they are skipped then, and no difference.
         mismatch: Why the two do not go together as a whole, whatever their names; a strict load refuses it.
+        tied: Groups of names under which the model has one and the same tensor.
+        content: Gives what is equal for tensors of the checkpoint whose values are.
     """
 
     checkpoint: Mapping[str, TensorSpec | None]
@@ -59,6 +65,8 @@ class Pair:
     note: str = ""
     optional: Mapping[str, str] = field(default_factory=dict)
     mismatch: str = ""
+    tied: tuple[tuple[str, ...], ...] = ()
+    content: Callable[[TensorSpec], Hashable] = attrgetter("key")
 
     @property
     def counts(self) -> bool:
@@ -107,6 +115,13 @@ class Row:
     def differs(self) -> bool:
         """Whether a strict load refuses because of it."""
         return self.status in DIFFERENCES
+
+    @property
+    def inverts_parametrization(self) -> bool:
+        """Whether a plain tensor arrives where the model computes its own from another one."""
+        found = PARAMETRIZED.search(self.name)
+        plain = self.resulting_name is not None and PARAMETRIZED.search(self.resulting_name) is None
+        return found is not None and not found[2] and plain
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from torchkeep.planning.alignment import are_sorted
 from torchkeep.planning.alternatives import alternatives
-from torchkeep.planning.assignment import assign
+from torchkeep.planning.assignment import Assignment, assign
 from torchkeep.planning.joins import find_fuses, find_splits
 from torchkeep.planning.renames import generalise
 from torchkeep.planning.rows import DIFFERENCES, Row, Status
@@ -25,6 +25,7 @@ MAX_SINGLE_SKIPS = 4
 MAX_CAST_GLOBS = 3
 MAX_AMBIGUITIES = 6
 USUAL_COVERAGE = 0.5
+MAX_BY_SHAPE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,14 @@ class Suggestion:
         gains: Names in the model that match with it and did not with the rules before it.
         settles: Names that differed and that it leaves alone.
         alternatives: Rules that would adapt what it leaves alone; whether the values mean that, only a person can say.
+        by_shape: Whether hardly more than shapes speaks for it: what it renames has no other counterpart.
     """
 
     rule: Rule
     gains: tuple[str, ...]
     settles: tuple[str, ...]
     alternatives: tuple[Rule, ...] = ()
+    by_shape: bool = False
 
 
 class Suggestions(tuple[Rule, ...]):  # noqa: SLOT001 - a tuple has no room for slots
@@ -69,7 +72,10 @@ class Suggestions(tuple[Rule, ...]):  # noqa: SLOT001 - a tuple has no room for 
 
     def __str__(self) -> str:
         lines = ["rules=[", *(f"    {each.rule!r},  # {_comment(each)}" for each in self.explained), "]"]
-        said = [_unsaid(name, others) for name, others in self.ambiguous.items()]
+        claims = Counter(other for others in self.ambiguous.values() for other in others)
+        said = [
+            _unsaid(name, others, max(claims[other] for other in others)) for name, others in self.ambiguous.items()
+        ]
         folded = list(dict.fromkeys(without_numbers(line) for line in said))
         folded = said if len(said) == len(folded) else folded
         lines += folded[:MAX_AMBIGUITIES]
@@ -85,8 +91,8 @@ class Suggestions(tuple[Rule, ...]):  # noqa: SLOT001 - a tuple has no room for 
         return Suggestions.of, (self.explained, self.ambiguous, self.coverage)
 
 
-def _unsaid(name: str, others: Sequence[str]) -> str:
-    why = "ambiguous" if len(others) > 1 else "by its shape alone"
+def _unsaid(name: str, others: Sequence[str], claims: int) -> str:
+    why = "ambiguous" if len(others) > 1 or claims > 1 else "by its shape alone"
     alike = list(dict.fromkeys(without_numbers(other) for other in others))
     return f"# {why}, left out: {name} could be {' or '.join(alike if len(alike) < len(others) else others)}"
 
@@ -94,7 +100,8 @@ def _unsaid(name: str, others: Sequence[str]) -> str:
 def _comment(suggestion: Suggestion) -> str:
     said = []
     if suggestion.gains:
-        said.append(f"{_count(suggestion.gains)} gained")
+        alone = " by shape alone: look at it" if suggestion.by_shape else ""
+        said.append(f"{_count(suggestion.gains)} gained{alone}")
     if suggestion.settles:
         said.append(f"{_count(suggestion.settles)} left alone")
     if suggestion.alternatives:
@@ -113,13 +120,14 @@ def suggest(plan: LoadPlan) -> Suggestions:
     ambiguous: dict[str, Mapping[str, tuple[str, ...]]] = {}
     # Modules first: what is said about their tensors holds for their optimizer's state as well.
     for entry in sorted(plan.pairs, key=lambda entry: not plan.pairs[entry].counts):
-        for propose in (_renames, _regroupings, _casts, _skips):
+        for propose in (_renames, _regroupings, _renames_by_shape, _casts, _skips):
             rules, unsaid = propose(current, entry)
             if unsaid:
                 ambiguous[entry] = unsaid
             for rule in rules:
                 following = current.with_rules(rule)
-                explained.append(_explained(rule, current, following))
+                suggestion = _explained(rule, current, following)
+                explained.append(replace(suggestion, by_shape=propose is _renames_by_shape))
                 current = following
     unmatched = {row.name for row in current.rows if row.status is not Status.MATCHED}
     open_names = {name: others for found in ambiguous.values() for name, others in found.items()}
@@ -141,6 +149,38 @@ def _explained(rule: Rule, before: LoadPlan, after: LoadPlan) -> Suggestion:
 
 def _renames(plan: LoadPlan, entry: str) -> _Proposal:
     """Renames that let more tensors match and none fewer."""
+    found, settled, only_in_checkpoint = _assigned(plan, entry)
+    unsaid = {**found.ambiguous, **{old: (new,) for old, new in found.by_shape.items()}}
+    return _generalised(plan, entry, found.names, settled, only_in_checkpoint), unsaid
+
+
+def _renames_by_shape(plan: LoadPlan, entry: str) -> _Proposal:
+    """Renames of the last few modules of a model that otherwise fits, where each has just one counterpart."""
+    found, settled, only_in_checkpoint = _assigned(plan, entry)
+    contested = Counter([*found.by_shape.values(), *(new for others in found.ambiguous.values() for new in others)])
+    names = {old: new for old, new in found.by_shape.items() if contested[new] == 1}
+    rows = [row for row in plan.rows if row.entry == entry and row.model is not None]
+    fits = sum(row.status is Status.MATCHED for row in rows) >= USUAL_COVERAGE * len(rows)
+    if not fits or len({name.rpartition(".")[0] for name in names}) > MAX_BY_SHAPE:
+        return (), {}
+    return _generalised(plan, entry, names, settled, only_in_checkpoint), {}
+
+
+def _generalised(
+    plan: LoadPlan, entry: str, names: Mapping[str, str], settled: Mapping[str, str], leftover: Collection[str]
+) -> tuple[Rule, ...]:
+    """Few renames for the names, or the names one by one, if they gain anything."""
+    others = {name: name for name in leftover if name not in names}
+    limit = _limit(plan, entry)
+    if names:
+        for rules in (generalise(names, settled, others, entry=limit), (Rename(names, entry=limit),)):
+            if _is_better(plan.with_rules(*rules), plan):
+                return rules
+    return ()
+
+
+def _assigned(plan: LoadPlan, entry: str) -> tuple[Assignment, dict[str, str], Collection[str]]:
+    """Which leftovers are likely one tensor; the names that have their place; the checkpoint's leftovers."""
     pair = plan.pairs[entry]
     rows = [row for row in plan.rows if row.entry == entry]
     claims = Counter(row.resulting_name for row in rows if row.resulting_name is not None)
@@ -158,17 +198,7 @@ def _renames(plan: LoadPlan, entry: str) -> _Proposal:
     in_order = not are_sorted(list(plan.pairs[entry].checkpoint))
     known = [*settled, *settled.values()]
     found = assign(only_in_checkpoint, leftover(Status.ONLY_IN_MODEL), known, in_order=in_order)
-    assigned = found.names
-    unsaid = {**found.ambiguous, **{old: (new,) for old, new in found.by_shape.items()}}
-    if not assigned:
-        return (), unsaid
-    others = {name: name for name in only_in_checkpoint if name not in assigned}
-    limit = _limit(plan, entry)
-    exact = (Rename(assigned, entry=limit),)
-    for rules in (generalise(assigned, settled, others, entry=limit), exact):
-        if _is_better(plan.with_rules(*rules), plan):
-            return rules, unsaid
-    return (), unsaid
+    return found, settled, only_in_checkpoint
 
 
 def _regroupings(plan: LoadPlan, entry: str) -> _Proposal:

@@ -229,7 +229,7 @@ def _place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads:
     undo: list[Callable[[], object]] = []
     for target in by_own_code_first(targets):
         rows = matched[target.entry]
-        placements = placements_of(rows)
+        placements = placements_of(rows, target.live)
         try:
             if target.kind == "module":
                 extra = {key: builder.value_now(value) for key, value in target.extra_state().items()}
@@ -279,7 +279,9 @@ def check_casts(plan: LoadPlan, targets: Sequence[Target], builder: Builder, thr
     for target, rows in zip(targets, _matched(plan, targets).values(), strict=True):
         if any(row.casting is not None for row in rows):
             prefix = f"{target.entry}: " if target.entry else ""
-            faults += [f"{prefix}{f}" for f in lossy_casts(target.live, placements_of(rows), builder, threads)]
+            faults += [
+                f"{prefix}{f}" for f in lossy_casts(target.live, placements_of(rows, target.live), builder, threads)
+            ]
     if faults:
         raise PlanError(
             f"cannot load {plan.source}: {len(faults)} cast{'s' if len(faults) > 1 else ''} would lose values",

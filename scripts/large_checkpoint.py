@@ -110,11 +110,13 @@ def main() -> int:
             if code != expected:
                 raise RuntimeError(f"{name}: exit code {code}, not {expected}")
             rows.append((name, seconds, peak_bytes))
+            print(f"{name:34} {seconds:7.2f} s {peak_bytes / 1e6:7.0f} MB", flush=True)
     finally:
         shutil.rmtree(folder)
     if arguments.write is not None:
         arguments.write.write_text(text_of(rows, len(shapes), arguments.gigabytes), encoding="utf-8")
     over = [name for name, _, peak_bytes in rows if peak_bytes > LIMIT_BYTES and "imports torch" not in name]
+    print("within 200 MB:", f"not {', '.join(over)}" if over else "all")
     return 1 if over else 0
 
 

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: venv system-tools lint test screenshots campaign demo clean
+.PHONY: venv system-tools lint test screenshots campaign bench demo clean
 
 venv: $(READY)
 
@@ -37,6 +37,11 @@ test: venv system-tools lint
 campaign: venv system-tools
 	-$(INSTALL) --editable '.[fuzz]'
 	$(BIN)/python -m pytest -q --campaign -m campaign --numprocesses auto --dist worksteal tests
+
+# Peers stay apart from the environment, and without their dependencies: some would bring another torch.
+bench: venv
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .cache/bench --requirement bench/requirements.txt
+	PYTHONPATH=bench:examples:.cache/bench $(BIN)/python -W ignore bench/compare.py
 
 demo: venv
 	$(BIN)/python examples/demo.py

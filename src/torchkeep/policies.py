@@ -36,6 +36,7 @@ __all__ = [
     "OptimizerInLast",
     "RetentionPolicy",
     "SaveWhen",
+    "Staging",
     "decide",
 ]
 
@@ -113,6 +114,18 @@ class AnyOf(SaveWhen):
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.policies))
+
+
+class Staging(enum.Enum):
+    """When a manager's save copies what changed.
+
+    `AT_ONCE`: before `save` returns. `OVERLAPPED`: parameters and state of the optimizers in the state are copied
+    during the next forward and backward, and ``optimizer.step`` waits for the rest; everything else at once. They must
+    change by a step only: what moved before it after the first save is copied at once from then on, as a note says.
+    """
+
+    AT_ONCE = "at once"
+    OVERLAPPED = "overlapped"
 
 
 @dataclass(frozen=True, slots=True)

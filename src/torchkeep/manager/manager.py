@@ -22,7 +22,7 @@ from torchkeep.manager.signals import SignalWatch
 from torchkeep.manager.state import held_state
 from torchkeep.planning.loadplan import LoadPlan
 from torchkeep.planning.rules import Rule
-from torchkeep.policies import Also, EverySteps, KeepAll, Moment, OnPreemption, RetentionPolicy, SaveWhen
+from torchkeep.policies import Also, EverySteps, KeepAll, Moment, OnPreemption, RetentionPolicy, SaveWhen, Staging
 from torchkeep.verbs.background import SaveHandle
 from torchkeep.verbs.saving import whole_step
 
@@ -47,6 +47,8 @@ class CheckpointManager:
         failed_saves_allowed: How many saves in a row may fail before `after_step` raises: until then it warns, and
             the training goes on with the checkpoints that are there.
         io_threads: Threads that write; by default four per processor, at most 8.
+        staging: When changed tensors are copied; `Staging.OVERLAPPED` of `torchkeep.policies` does it beside the next
+            forward and backward, and holds only ``optimizer.step``.
         staging_bytes: The most memory that copies of changed tensors may take between the return of `save` and their
             writing; what is over it is written before `save` returns. By default a quarter of the memory that is free.
 
@@ -66,7 +68,7 @@ class CheckpointManager:
         (4, 32)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all by name, each a policy or a figure
         self,
         folder: str | os.PathLike[str],
         state: Mapping[str, object],
@@ -76,6 +78,7 @@ class CheckpointManager:
         also: Also = Also.NOTHING,
         failed_saves_allowed: int = 0,
         io_threads: int | None = None,
+        staging: Staging = Staging.AT_ONCE,
         staging_bytes: int | None = None,
     ) -> None:
         held = held_state(state, also)
@@ -92,7 +95,7 @@ class CheckpointManager:
         self.save_when = save_when
         self.retain = retain or KeepAll()
         self.failed_saves_allowed = failed_saves_allowed
-        self._session = Session(state, held, folder, self.retain, io_threads, staging_bytes)
+        self._session = Session(state, held, folder, self.retain, io_threads, staging_bytes, staging)
         self._signals: SignalWatch | None = None
         self._failed_in_a_row = 0
         self._is_proving = False
@@ -426,6 +429,7 @@ class CheckpointManager:
             self.wait()
         finally:
             if self._session.saver.is_idle:
+                self._session.saver.release_steps()
                 self._session.folder.release()
 
     def __enter__(self) -> Self:

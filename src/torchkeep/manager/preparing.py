@@ -85,6 +85,8 @@ class Prepared:
         looks: What is looked at in place.
         places: Where what is copied goes.
         copies: By group, what copies it.
+        late_copies: By group, what copies the rest of it, which may come late.
+        late_names: The tensors that may come late.
     """
 
     parent: Path
@@ -93,6 +95,8 @@ class Prepared:
     looks: Sequence[Look]
     places: Mapping[Name, Place]
     copies: Mapping[str, Copies]
+    late_copies: Mapping[str, Copies]
+    late_names: AbstractSet[Name]
 
     def fits(self, draft: Draft) -> bool:
         """Whether a draft has the same tensors by name, dtype and shape."""
@@ -113,19 +117,19 @@ class Prepared:
         in_parallel(look, self.looks, threads if total_bytes > _WORTH_A_THREAD_BYTES else 1)
         return found
 
-    def copies_for(self, draft: Draft) -> Copies:
-        """What copies the tensors of a draft."""
+    def copies_for(self, draft: Draft) -> tuple[Copies, Copies]:
+        """What copies the tensors of a draft at once, and what copies those that may come late."""
         from torchkeep.live.staging import copies_of
 
-        whole = copies_of([])
+        at_once, late = copies_of([]), copies_of([])
         for group, tensors in draft.groups.items():
-            if tensors is self.groups[group] and group in self.copies:
-                whole += self.copies[group]
+            if tensors is self.groups[group]:
+                at_once += self.copies[group]
+                late += self.late_copies[group]
             else:
-                whole += copies_of(
-                    [(tensors[n], p.bytes_of(tensors[n])) for (g, n), p in self.places.items() if g == group]
-                )
-        return whole
+                places = {n: place for (g, n), place in self.places.items() if g == group}
+                at_once += copies_of([(tensors[n], place.bytes_of(tensors[n])) for n, place in places.items()])
+        return at_once, late
 
 
 def _alike(tensors: Mapping[str, DraftTensor], before: Mapping[str, DraftTensor]) -> bool:
@@ -136,7 +140,11 @@ def _alike(tensors: Mapping[str, DraftTensor], before: Mapping[str, DraftTensor]
 
 
 def prepare(
-    saved: Saved, groups: Mapping[str, Mapping[str, DraftTensor]], changed: AbstractSet[Name], memory: StagingMemory
+    saved: Saved,
+    groups: Mapping[str, Mapping[str, DraftTensor]],
+    changed: AbstractSet[Name],
+    memory: StagingMemory,
+    late_names: AbstractSet[Name],
 ) -> Prepared | None:
     """Decide what the save after this one will look at and what it will copy; None where memory does not allow it.
 
@@ -145,6 +153,7 @@ def prepare(
         groups: What it was of: the live tensors.
         changed: Its tensors that were not as in its parent.
         memory: Where copies go; what was in it is lost.
+        late_names: Tensors whose copies may come late.
     """
     from torchkeep.live.staging import copies_of
 
@@ -160,12 +169,14 @@ def prepare(
         if region is None:
             return None
         places |= {(g, n): Place(region, saved.record.tensors[g][n].begin) for g, n in names}
-    by_group: dict[str, list[tuple[DraftTensor, torch.Tensor]]] = {group: [] for group in groups}
+    pairs: dict[bool, dict[str, list[tuple[DraftTensor, torch.Tensor]]]] = {
+        is_late: {group: [] for group in groups} for is_late in (False, True)
+    }
     for (group, name), place in places.items():
         draft = groups[group][name]
-        by_group[group].append((draft, place.bytes_of(draft)))
-    copies = {group: copies_of(pairs) for group, pairs in by_group.items()}
-    return Prepared(saved.path, saved.record, groups, looks, places, copies)
+        pairs[(group, name) in late_names][group].append((draft, place.bytes_of(draft)))
+    copies, late = ({group: copies_of(each) for group, each in pairs[is_late].items()} for is_late in (False, True))
+    return Prepared(saved.path, saved.record, groups, looks, places, copies, late, late_names & places.keys())
 
 
 def _names_by_file(record: Record) -> dict[str, list[Name]]:
@@ -208,7 +219,7 @@ def _stage_prepared(
             linked |= {file} if why is None else set()
             to_copy |= set() if why is None else {file}
     places = dict(prepared.places)
-    copies = prepared.copies_for(draft)
+    copies, late = prepared.copies_for(draft)
     names = _names_by_file(record) if to_copy else {}
     for file in to_copy:
         region = memory.take(sum(record.tensors[g][n].nbytes for g, n in names[file]))
@@ -218,7 +229,7 @@ def _stage_prepared(
         more = {(g, n): Place(region, record.tensors[g][n].begin) for g, n in names[file]}
         copies += copies_of([(draft.groups[g][n], p.bytes_of(draft.groups[g][n])) for (g, n), p in more.items()])
         places |= more
-    return Copied(staged, places, copies, frozenset(linked), prepared.parent)
+    return Copied(staged, places, copies, late, prepared.late_names, frozenset(linked), prepared.parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +240,8 @@ class Copied:
         staged: The save.
         places: Where its tensors are kept.
         copies: What copies them there.
+        late_copies: What copies the rest of them, which may come late.
+        late_names: Those.
         linked: Links that are made, where shards are still to be decided; None when they are decided.
         parent: The checkpoint to link to, if there is one.
     """
@@ -236,6 +249,8 @@ class Copied:
     staged: Staged
     places: Mapping[Name, Place]
     copies: Copies
+    late_copies: Copies
+    late_names: AbstractSet[Name]
     linked: frozenset[str] | None
     parent: Path | None
 
@@ -289,4 +304,4 @@ def stage_anew(staged: Staged, parent: Path | None, memory: StagingMemory) -> Co
             count = sum(len(shards) for shards in over.values())
             staged.notes.append(f"{count} shards were written while the caller waited: staging_bytes allows no more")
             write_now(staged, over)
-    return Copied(staged, places, copies, None, parent)
+    return Copied(staged, places, copies, copies_of([]), frozenset(), None, parent)

@@ -20,11 +20,12 @@ from torchkeep.folder.thinning import thin
 from torchkeep.folder.write import Name, Saved, Staged, finish, not_saved, stage
 from torchkeep.manager.preparing import Copied, Prepared, prepare, stage_anew, stage_prepared
 from torchkeep.manager.ranks import Ranks
-from torchkeep.policies import KeepAll, RetentionPolicy
+from torchkeep.policies import KeepAll, RetentionPolicy, Staging
 from torchkeep.tensors import TensorSpec
 from torchkeep.verbs.background import SaveHandle
 
 if TYPE_CHECKING:
+    from torchkeep.live.overlap import Overlap
     from torchkeep.live.staging import StagingMemory
 
 _MOST_NAMED = 100
@@ -56,6 +57,7 @@ class Saver:
         retain: What is kept after each save.
         threads: Threads that write.
         staging_bytes: The most memory that copies may take; None for a quarter of what is free at the first save.
+        staging: When copies are made.
 
     Attributes:
         notes: What a person should know about the saves so far.
@@ -65,7 +67,9 @@ class Saver:
         outcomes: The same ranks again, for what the saving threads tell each other.
     """
 
-    def __init__(self, folder: Path, retain: RetentionPolicy, threads: int, staging_bytes: int | None) -> None:
+    def __init__(
+        self, folder: Path, retain: RetentionPolicy, threads: int, staging_bytes: int | None, staging: Staging
+    ) -> None:
         self.ranks = self.outcomes = Ranks()
         self.notes: list[str] = []
         self.warnings: list[str] = []
@@ -74,12 +78,15 @@ class Saver:
         self._retain = retain
         self._threads = threads
         self._staging_bytes = staging_bytes
+        self._staging = staging
+        self._overlap: Overlap | None = None
         self._memory: StagingMemory | None = None
         self._parent: tuple[Path, Record] | None = None
         self._prepared: Prepared | None = None
         self._doubtful: Mapping[str, str] = {}
         self._in_flight: SaveHandle | None = None
         self._has_leftovers = False
+        self._versions: list[int] = []  # of what is copied late
         self._nonfinite: dict[str, str] = {}  # in what was written while the caller waited
 
     @property
@@ -92,6 +99,19 @@ class Saver:
         """Whether the save in flight has ended with an error that nobody has seen."""
         handle = self._in_flight
         return handle is not None and handle.done and not handle.is_reported and handle.has_failed
+
+    def hold_steps(self, state: Mapping[str, object]) -> None:
+        """Where copies overlap with the training, hold the steps of the optimizers in it while they are made."""
+        from torchkeep.live.overlap import Overlap
+
+        if self._staging is Staging.OVERLAPPED and self._overlap is None:
+            self._overlap = Overlap(state)
+
+    def release_steps(self) -> None:
+        """Hold no steps any more."""
+        if self._overlap is not None:
+            self._overlap.close()
+            self._overlap = None
 
     def follow(self, parent: Path, record: Record) -> None:
         """Let the next save link to a checkpoint that was resumed from."""
@@ -123,6 +143,7 @@ class Saver:
                 lambda: self._announce(copied, watched),
                 lambda saved: self._prepare(saved, copied, draft),
                 progress=progress,
+                staged=None if self._overlap is None else self._overlap.is_copied,
             )
         handle.waited_seconds, handle.stall_seconds = call.waited_seconds, call.seconds
         self._in_flight = handle
@@ -137,9 +158,45 @@ class Saver:
         copied = self._copied(draft, target)
         with copied.staged.undone_on_error():
             copied.copies.run(default_threads())
+            self._copy_late(copied, draft)
             written = [(g, n) for each in copied.staged.written for g in [each.shard.group] for n in each.placed]
             self._nonfinite = self._faults_in(copied.staged, watched, written)
         return copied
+
+    def _copy_late(self, copied: Copied, draft: Draft) -> None:
+        """Hold the steps for what may be copied late, or copy it now where that is not known to be safe."""
+        self._versions = []
+        if self._overlap is None:
+            return
+        if copied.late_copies.into and self._overlap.are_known_to_stay(set(copied.late_names)):
+            self._versions = [each._version for each in copied.late_copies.sources]  # noqa: SLF001 - torch's own count of changes
+            self._overlap.begin()
+            return
+        copied.late_copies.run(default_threads())
+        places = {name: place.bytes_of(draft.groups[name[0]][name[1]]) for name, place in copied.places.items()}
+        self._overlap.compare_later(draft.groups, places)
+
+    def _end_late_copies(self, copied: Copied) -> None:
+        """Make the copies that steps wait for.
+
+        Raises:
+            CheckpointError: Something else than a step changed what was being copied.
+        """
+        if self._overlap is None or not self._versions:
+            return
+        try:
+            copied.late_copies.run(default_threads())
+            versions = [each._version for each in copied.late_copies.sources]  # noqa: SLF001 - as above
+        finally:
+            self._overlap.end()
+        if versions != self._versions:
+            self._overlap.distrust(set(copied.late_names))
+            raise CheckpointError(
+                "parameters or optimizer state changed while they were copied beside the training, and not by a step; "
+                "this save is dropped",
+                where=copied.staged.target,
+                remedy="from now on they are copied at once; or change them only before save() or in optimizer.step()",
+            )
 
     def _copied(self, draft: Draft, target: Path) -> Copied:
         from torchkeep.live.staging import StagingMemory, default_budget_bytes
@@ -176,6 +233,7 @@ class Saver:
 
     def _finish(self, copied: Copied, watched: Mapping[Name, bool]) -> Saved:
         with copied.staged.undone_on_error():
+            self._end_late_copies(copied)
             copied.settle(self._doubtful)
             self._look_for_nonfinite(copied.staged, watched)
         saved = finish(copied.staged, self.before_commit)
@@ -194,7 +252,8 @@ class Saver:
         ]
         self.notes += said
         if self._memory is not None:
-            self._prepared = prepare(saved, draft.groups, copied.staged.changed, self._memory)
+            late = set() if self._overlap is None else self._overlap.late_names(draft.groups)
+            self._prepared = prepare(saved, draft.groups, copied.staged.changed, self._memory, late)
 
     def _thin(self, saved_step: int | None) -> Sequence[str]:
         """Remove what retention does not keep: what was not removed, and why.
@@ -256,6 +315,9 @@ class Saver:
             if handle.done:
                 handle.rest()
                 self._in_flight = None
+                if self._overlap is not None:
+                    self.notes += self._overlap.notes
+                    self._overlap.notes.clear()
 
     def settle(self) -> None:
         """Wait for the save in flight, and pass over its error: what follows is more urgent."""

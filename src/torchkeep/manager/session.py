@@ -19,7 +19,7 @@ from torchkeep.manager.resuming import Resume, Resumed
 from torchkeep.manager.run_folder import RunFolder
 from torchkeep.manager.saving import Call, Saver
 from torchkeep.planning.rules import Rule
-from torchkeep.policies import RetentionPolicy
+from torchkeep.policies import RetentionPolicy, Staging
 from torchkeep.verbs.background import SaveHandle
 
 if TYPE_CHECKING:
@@ -49,12 +49,13 @@ class Session:
         retain: RetentionPolicy,
         io_threads: int | None,
         staging_bytes: int | None,
+        staging: Staging,
     ) -> None:
         self.state = dict(state)
         self.held = held
         self.retain = retain
         self.folder = RunFolder(folder)
-        self.saver = Saver(self.folder.path, retain, io_threads or writing_threads(), staging_bytes)
+        self.saver = Saver(self.folder.path, retain, io_threads or writing_threads(), staging_bytes, staging)
         self.saver.before_commit = self.folder.require_still_ours
         self.threads = io_threads or default_threads()
         self.last_step: int | None = None
@@ -117,6 +118,7 @@ class Session:
         self.ranks.together(self.folder.own, only_first=True)
         self.ranks.together(self.folder.refuse_unresumed, only_first=True)
         self._look_around()
+        self.saver.hold_steps(self.state)
         provenance = {} if self._origin is None else {"origin": self._origin}
         self._capture = self._capture or Recapture(self.held)
         draft = draft_of_state(self.held, occasion, provenance, self.ranks, self._capture)

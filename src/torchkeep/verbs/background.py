@@ -18,6 +18,8 @@ class SaveHandle:
         step: The step it is of.
         work: Writes and commits it.
         afterwards: What is done once it is committed; nobody waits for that but the next save.
+        progress: Counts what is written.
+        staged: Is set once nothing depends on the live objects; None when that is so already.
 
     Attributes:
         step: The step it is of.
@@ -34,6 +36,7 @@ class SaveHandle:
         afterwards: Callable[[Saved], object] = lambda _: None,
         *,
         progress: Progress | None = None,
+        staged: threading.Event | None = None,
     ) -> None:
         self.step = step
         self.stall_seconds = self.waited_seconds = 0.0
@@ -43,8 +46,7 @@ class SaveHandle:
         self._error: BaseException | None = None
         self._work, self._afterwards = work, afterwards
         # An interrupted join() takes a running thread for ended (CPython before 3.13); an event does not.
-        self._staged, self._ended, self._rested = threading.Event(), threading.Event(), threading.Event()
-        self._staged.set()
+        self._staged, self._ended, self._rested = staged, threading.Event(), threading.Event()
         # Not a daemon: an interpreter that exits waits for the commit.
         threading.Thread(target=self._run, name=f"torchkeep-save-{step}").start()
 
@@ -73,7 +75,7 @@ class SaveHandle:
 
     def staged(self) -> bool:
         """Whether nothing that is saved depends on the live objects any more."""
-        return self._staged.is_set()
+        return self._staged is None or self._staged.is_set() or self.done
 
     def wait(self) -> Path:
         """Wait until it is committed and durable; its path.

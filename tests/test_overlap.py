@@ -1,0 +1,182 @@
+"""Copying beside the next forward and backward: the checkpoint is that of the save, and only the step is ever held."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import torchkeep as tk
+from torchkeep.errors import CheckpointError
+from torchkeep.live.staging import Copies
+from torchkeep.policies import Staging
+
+
+def build():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40), nn.BatchNorm1d(40), nn.Linear(40, 5))
+    other = nn.Linear(5, 1)
+    return {
+        "model": model,
+        "other": other,
+        "optimizer": torch.optim.AdamW(model.parameters(), lr=0.1),
+        "other_optimizer": torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9),
+        "ema": torch.optim.swa_utils.AveragedModel(model),
+    }
+
+
+def forward_and_backward(state):
+    state["other"](state["model"](torch.rand(8, 30))).sum().backward()
+
+
+def step(state):
+    for name in ("optimizer", "other_optimizer"):
+        state[name].step()
+        state[name].zero_grad()
+    state["ema"].update_parameters(state["model"])
+
+
+def snapshot(state):
+    return copy.deepcopy({name: value.state_dict() for name, value in state.items()})
+
+
+def assert_saved(path, expected):
+    found = tk.load(path)
+    for name, values in expected.items():
+        if "param_groups" in values:
+            pairs = list(zip(found[name]["state"].values(), values["state"].values(), strict=True))
+            assert all(torch.equal(a[key], b[key]) for a, b in pairs for key in b if b[key] is not None)
+        else:
+            assert all(torch.equal(found[name][key], value) for key, value in values.items())
+
+
+@pytest.fixture
+def slow_copies(monkeypatch):
+    """Let copies in the background wait until something is known to have gone on meanwhile."""
+    may_copy = threading.Event()
+    run = Copies.run
+
+    def waiting(self, threads):
+        if threading.current_thread().name.startswith("torchkeep-save"):
+            may_copy.wait(10)
+        run(self, threads)
+
+    monkeypatch.setattr(Copies, "run", waiting)
+    return may_copy
+
+
+def test_a_save_that_overlaps_holds_what_was_there_when_it_was_called(tmp_path, slow_copies):
+    state, expected, overlapped = build(), {}, []
+    with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
+        for number in range(5):
+            forward_and_backward(state)
+            step(state)
+            slow_copies.clear()
+            expected[number] = snapshot(state)
+            handle = manager.save(number)
+            overlapped.append(not handle.staged())
+            for _ in range(2):  # gradients of two batches, and buffers that change in forward
+                forward_and_backward(state)
+            timer = threading.Timer(0.05, slow_copies.set)
+            timer.start()
+            step(state)
+            timer.join()
+            assert handle.staged()
+            handle.wait()
+        assert manager.notes == []
+    assert overlapped == [False, True, True, True, True]  # the first is compared
+    for number, each in expected.items():
+        assert_saved(tmp_path / f"step-{number:08}", each)
+
+
+def test_what_changes_without_a_step_is_found_at_the_first_save_and_copied_at_once(tmp_path):
+    state, expected = build(), {}
+    with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
+        for number in range(5):
+            forward_and_backward(state)
+            step(state)
+            expected[number] = snapshot(state)
+            handle = manager.save(number)
+            state["model"][0].weight.data.numpy()[:] *= 0.5  # nothing but its bytes tells
+            step(state)
+            handle.wait()
+    [note] = set(manager.notes)
+    assert note == (
+        "1 tensors of optimizer changed before its step, model.0.weight among them: they are copied at once from now on"
+    )
+    for number, each in expected.items():
+        assert_saved(tmp_path / f"step-{number:08}", each)
+
+
+def test_a_change_while_copies_are_made_drops_the_save_and_never_commits_a_mix(tmp_path, slow_copies):
+    state = build()
+    with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
+        for number in range(3):
+            forward_and_backward(state)
+            step(state)
+            slow_copies.set()
+            manager.save(number).wait()
+        step(state)
+        slow_copies.clear()
+        handle = manager.save(3)
+        with torch.no_grad():
+            state["model"][0].weight.clamp_(-0.01, 0.01)
+        slow_copies.set()
+        with pytest.raises(
+            CheckpointError, match="changed while they were copied beside the training, and not by a step"
+        ):
+            handle.wait()
+        expected = snapshot(state)
+        again = manager.save(4)
+        assert again.staged()
+        assert_saved(again.wait(), expected)
+    assert [each.step for each in tk.checkpoints(tmp_path)] == [0, 1, 2, 4]
+
+
+def step_at_once(parameter):
+    parameter.data.sub_(parameter.grad)
+
+
+def step_in_backward(state):
+    for parameter in state["other"].parameters():
+        parameter.register_post_accumulate_grad_hook(step_at_once)
+
+
+def capture_steps(state):
+    state["other_optimizer"].param_groups[0]["capturable"] = True
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (step_in_backward, "other_optimizer is not overlapped: its parameters have hooks that step in the backward"),
+        (capture_steps, "other_optimizer is not overlapped: capturable=True is for CUDA graphs"),
+    ],
+)
+def test_where_a_step_cannot_be_held_it_copies_at_once_and_says_so(change, note, tmp_path):
+    state = build()
+    change(state)
+    with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
+        for number in range(4):
+            forward_and_backward(state)
+            state["optimizer"].step()
+            expected = snapshot(state)
+            manager.save(number).wait()
+    assert manager.notes[0].startswith(note)
+    assert_saved(tmp_path / "step-00000003", expected)
+
+
+def test_without_an_optimizer_nothing_overlaps_and_a_note_says_so(tmp_path):
+    with tk.CheckpointManager(tmp_path, {"w": torch.zeros(3)}, staging=Staging.OVERLAPPED) as manager:
+        assert manager.save(0).staged()
+    assert manager.notes == ["nothing is overlapped: no optimizer is in the state"]
+
+
+def test_no_step_is_held_once_the_manager_is_closed(tmp_path):
+    state = build()
+    with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
+        manager.save(0)
+    assert not state["optimizer"]._optimizer_step_pre_hooks

@@ -48,6 +48,7 @@ class Page:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.bars: list[tuple[str, float, str, float]] = []
+        self.failed: list[str] = []
 
     def say(self, text: str = "") -> None:
         print(text, flush=True)
@@ -356,6 +357,36 @@ def facts() -> list[str]:
     ]
 
 
+def measure_large(page: Page, base: Path) -> None:
+    judge_saves(page, measure_saves(page, linears("(a) fp32", 160, 1280), base, [*tools(), *loaders()]))
+
+
+def measure_beside(page: Page, base: Path) -> None:
+    b = resnet("(b) ResNet-50 with Adam, everything changes", frozen=False)
+    everything = measure_stalls(page, b, base, keepers(), ROUNDS + 4)
+    c = resnet("(c) the same, backbone frozen", frozen=True)
+    judge_stalls(page, everything, measure_stalls(page, c, base, keepers(), 20), c)
+
+
+def measure_small(page: Page, base: Path) -> None:
+    measure_saves(page, scraps("(d) small tensors", 10_000, 64), base, tools())
+
+
+def measure_adapters(page: Page, base: Path) -> None:
+    measure_stalls(page, adapters("(e) a base and adapters, 1 % changes"), base, keepers(), ROUNDS + 2)
+
+
+def measure_processes(page: Page, base: Path) -> None:
+    memory = measure_memory(page, base, tools())
+    page.bar("peak memory of a save, MB", memory["save torchkeep"] / 1e6, "at most", 128)
+    page.bar("peak memory of a load into a model, MB", memory["load torchkeep"] / 1e6, "at most", 64)
+    page.bar("torchkeep show against import torch", measure_start(page, base), "at most", 1 / 3)
+
+
+def measure_loop(page: Page, base: Path) -> None:
+    measure_training(page, base, keepers())
+
+
 def main() -> int:
     """Measure everything, write the page, and say which bars hold."""
     warnings.simplefilter("ignore")
@@ -364,26 +395,16 @@ def main() -> int:
     for line in facts():
         page.say(line)
     base = Path(tempfile.mkdtemp(prefix="torchkeep-bench-", dir=os.environ.get("BENCH_DIR")))
-    dist.init_process_group(
-        "gloo", init_method=f"file://{base}/rendezvous", rank=0, world_size=1
-    )  # DCP saves beside training only so
+    # DCP saves beside training only in a process group.
+    dist.init_process_group("gloo", init_method=f"file://{base}/rendezvous", rank=0, world_size=1)
+    parts = [measure_large, measure_beside, measure_small, measure_adapters, measure_processes, measure_loop]
     try:
-        a = linears("(a) fp32", 160, 1280)
-        judge_saves(page, measure_saves(page, a, base, [*tools(), *loaders()]))
-        b, c = (
-            resnet("(b) ResNet-50 with Adam, everything changes", frozen=False),
-            resnet("(c) the same, backbone frozen", frozen=True),
-        )
-        everything = measure_stalls(page, b, base, keepers(), ROUNDS + 4)
-        frozen = measure_stalls(page, c, base, keepers(), 20)
-        judge_stalls(page, everything, frozen, c)
-        measure_saves(page, scraps("(d) small tensors", 10_000, 64), base, tools())
-        measure_stalls(page, adapters("(e) a base and adapters, 1 % changes"), base, keepers(), ROUNDS + 2)
-        memory = measure_memory(page, base, tools())
-        page.bar("peak memory of a save, MB", memory["save torchkeep"] / 1e6, "at most", 128)
-        page.bar("peak memory of a load into a model, MB", memory["load torchkeep"] / 1e6, "at most", 64)
-        page.bar("torchkeep show against import torch", measure_start(page, base), "at most", 1 / 3)
-        measure_training(page, base, keepers())
+        for part in parts:
+            try:
+                part(page, base)
+            except Exception as error:  # noqa: BLE001 - the other parts are still worth having
+                page.failed.append(part.__name__)
+                page.say(f"\n{part.__name__} failed: {type(error).__name__}: {error}")
     finally:
         dist.destroy_process_group()
         shutil.rmtree(base, ignore_errors=True)
@@ -399,7 +420,7 @@ def main() -> int:
     page.table("Bars", ["", "measured", "wanted", "holds"], rows)
     PAGE.write_text("\n".join(page.lines) + "\n")
     print(f"\n{PAGE} written after {time.monotonic() - began:.0f} s")
-    return 0
+    return len(page.failed)
 
 
 if __name__ == "__main__":

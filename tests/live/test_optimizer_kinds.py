@@ -115,6 +115,8 @@ def test_a_class_that_moved_or_is_derived_has_the_same_state(tmp_path, saved, li
             assert torch.equal(other.state[parameter][kind], value)
     changed = {saved, live} == {OPTIM.AdamW, OPTIM.Adam}
     assert any("weight_decay" in note for note in rest.notes) == changed
+    said = "group 0: decoupled_weight_decay True from the checkpoint, not False"
+    assert [note for note in rest.notes if "decoupled" in note] == ([said] if saved is OPTIM.AdamW else [])
 
 
 @pytest.mark.parametrize(("saved", "live"), [(OPTIM.Adam, OPTIM.RAdam), (OPTIM.NAdam, OPTIM.Adam)])

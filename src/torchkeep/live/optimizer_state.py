@@ -250,7 +250,7 @@ def _merge_groups(
         options = {
             option: _build_tree(value, None, build)
             for option, value in origins[0].items()
-            if option not in {"params", "param_names"} and _belongs(option, group)
+            if option not in {"params", "param_names"} and _belongs(option, group, optimizer)
         }
         if any(_options(origin) != _options(origins[0]) for origin in origins):
             notes.append(f"group {index}: its parameters come from groups whose options differ; the first's are used")
@@ -272,8 +272,10 @@ def _number(value: object) -> object:
     return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
 
 
-def _belongs(option: str, group: Mapping[str, object]) -> bool:
+def _belongs(option: str, group: Mapping[str, object], optimizer: torch.optim.Optimizer) -> bool:
     """Whether a group has such an option: another class's are left out; ``initial_lr`` comes from a scheduler."""
+    if option == "decoupled_weight_decay" and isinstance(optimizer, torch.optim.AdamW):
+        return False  # it is what AdamW is, whatever Adam's group says
     return option in group or option == "initial_lr"
 
 

@@ -88,7 +88,9 @@ def too_little(plan: LoadPlan, found: str, required: float) -> PlanError:
 def does_not_go_together(plan: LoadPlan) -> PlanError:
     """The error that an entry is not for its object as a whole."""
     faults = [f"{entry or plan.pairs[entry].target}: {fault}" for entry, fault in plan.mismatches]
-    remedy = "leave it out of `into`; or strict=False takes the state as it is, if you know that it goes together"
+    remedy = (
+        "leave it out of `into`; or strict=False takes what of the state can go together, and starts the rest fresh"
+    )
     return PlanError(f"cannot load {plan.source} into {_targets(plan)}", faults=faults, remedy=remedy)
 
 

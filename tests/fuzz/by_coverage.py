@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import atheris
-
-with atheris.instrument_imports(include=["torchkeep"]):
-    from tests.fuzz.readers import READERS, read
-
 
 def main() -> None:
+    import atheris
+
+    with atheris.instrument_imports(include=["torchkeep"]):
+        from tests.fuzz.readers import READERS, read
+
     name, folder, seconds = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     reader, corpus = READERS[name], folder / "corpus"
     corpus.mkdir()

@@ -49,6 +49,7 @@ REPORTED = {
 @pytest.mark.parametrize(
     "item", [*REPORTED, "generator", "progress", "gradients", "passes", "random states"], ids=lambda item: item
 )
+@pytest.mark.filterwarnings("ignore:.*positions only on one side:UserWarning")  # without the model nothing has a name
 def test_without_one_item_the_comparison_notices_and_what_can_be_known_is_reported(item, tmp_path, campaign):
     cell = Cell("Adam", "float16 scaled", "mid-accumulation", 0, 1)
     expected = pytest.warns(UserWarning, match=REPORTED[item]) if item in REPORTED else nullcontext()

@@ -164,6 +164,7 @@ def ties_of(tree: object) -> list[list[str]]:
         LimitError: As for `walk`.
 
     Example:
+        >>> from torchkeep.tensors import TensorSpec
         >>> spec = TensorSpec("float32", (2,), "storage 0")
         >>> ties_of({"wte": spec, "lm_head": spec})
         [['wte', 'lm_head']]

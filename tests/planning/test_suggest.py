@@ -223,7 +223,7 @@ def test_suggestions_print_as_code_with_what_each_gains_and_what_else_there_is()
         f'    Rename(r"^backbone\\.", ""),  # {matched} tensors gained',
         (
             '    Skip("conv1", "fc", "pos_embed", "wte", "t"),  # 6 tensors left alone; or adapt: '
-            'InputChannels("conv1"), ResizePositions("pos_embed"), ResizeRows("wte"), Transpose("t")'
+            'InputChannels("conv1"), ResizePositions("pos_embed"), ResizeRows("wte"), Transpose("t.w")'
         ),
         "]",
     ]

@@ -37,10 +37,10 @@ def alternatives(rows: Sequence[Row], others: Collection[str]) -> tuple[Adaptati
     globs: dict[Adaptation, list[str]] = defaultdict(list)
     for rule in found:
         globs[rule.with_globs()] += rule.globs
-    return tuple(
-        rule.with_globs(*dict.fromkeys(subtree.glob for subtree in fold(dict.fromkeys(names), others)))
-        for rule, names in globs.items()
-    )
+    folded = {
+        rule: dict.fromkeys(tree.glob for tree in fold(dict.fromkeys(names), others)) for rule, names in globs.items()
+    }
+    return tuple(rule.with_globs(*(folded[rule] if len(names) > 1 else names)) for rule, names in globs.items())
 
 
 def _adaptations(row: Row) -> Iterator[Adaptation]:

@@ -100,7 +100,7 @@ def target_of(path: str | os.PathLike[str]) -> Path:
         raise FormatError(
             f"the name promises {promises}, and torchkeep writes folders and .safetensors files",
             where=path,
-            remedy="save to a folder or a .safetensors file; torch.save(tk.load(path), file) makes a torch file of it",
+            remedy="save to a folder or a .safetensors file; convert(path, file) makes a torch file of it",
         )
     return target
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchkeep.errors import CorruptError
 from torchkeep.formats.chunk_cover import Box, boxes_of_range
-from torchkeep.tensors import bits_of
+from torchkeep.tensors import TensorSpec, bits_of, check_range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,3 +193,21 @@ def check_booleans(dtype: str, buffer: memoryview, where: object) -> None:
                 where=str(where),
                 remedy="read it with the program that wrote it, and save it as uint8",
             )
+
+
+def read_range(
+    spec: TensorSpec, begin: int, buffer: memoryview, read: Callable[[StorageView, memoryview], None]
+) -> None:
+    """Read a part of a tensor's bytes, one view after the other; see `Source.read_range_into`.
+
+    Args:
+        spec: A tensor whose key is a `StorageView`.
+        begin: The first byte.
+        buffer: As many bytes as are wanted.
+        read: Reads all of a view.
+    """
+    if not isinstance(spec.key, StorageView):
+        raise ValueError(f"{spec} is not of this source")
+    check_range(spec, begin, buffer)
+    for part, piece in parts_of_range(spec.key, begin, buffer.cast("B")):
+        read(part, piece)

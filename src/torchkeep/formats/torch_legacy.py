@@ -11,9 +11,9 @@ from torchkeep.formats.faults import MalformedError
 from torchkeep.formats.pickle_machine import PickleMachine, Vocabulary
 from torchkeep.formats.pickle_values import PlainVocabulary
 from torchkeep.formats.regular_file import READ_AGAIN, ByteStream, RegularFile
-from torchkeep.formats.storage_views import StorageView, check_booleans, parts_of_range, read_view, to_native
+from torchkeep.formats.storage_views import StorageView, check_booleans, read_range, read_view, to_native
 from torchkeep.formats.torch_pickle import TorchVocabulary
-from torchkeep.tensors import TensorSpec, check_range
+from torchkeep.tensors import TensorSpec
 
 MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -92,11 +92,7 @@ class TorchLegacy:
         Raises:
             CorruptError: As for `read_into`.
         """
-        if not isinstance(spec.key, StorageView):
-            raise ValueError(f"{spec} is not of this source")
-        check_range(spec, begin, buffer)
-        for part, piece in parts_of_range(spec.key, begin, buffer.cast("B")):
-            self._read_view(part, piece)
+        read_range(spec, begin, buffer, self._read_view)
 
     def _read_view(self, view: StorageView, flat: memoryview) -> None:
         at = self._begins[view.storage]

@@ -15,14 +15,14 @@ from torchkeep.formats.storage_views import (
     StorageView,
     check_booleans,
     is_contiguous,
-    parts_of_range,
+    read_range,
     read_view,
     to_native,
 )
 from torchkeep.formats.torch_pickle import TorchVocabulary
 from torchkeep.formats.torchscript import with_transients
 from torchkeep.formats.zip_directory import STORED, Member, check_crc32, data_begin, read_directory, read_member
-from torchkeep.tensors import TensorSpec, check_range
+from torchkeep.tensors import TensorSpec
 
 _MAX_VERSION = 10
 _PIECE_BYTES = 1 << 20
@@ -114,11 +114,7 @@ class TorchZip:
         Raises:
             CorruptError: As for `read_into`.
         """
-        if not isinstance(spec.key, StorageView):
-            raise ValueError(f"{spec} is not of this source")
-        check_range(spec, begin, buffer)
-        for part, piece in parts_of_range(spec.key, begin, buffer.cast("B")):
-            self._read_view(part, piece)
+        read_range(spec, begin, buffer, self._read_view)
 
     def _read_view(self, view: StorageView, flat: memoryview) -> None:
         member = self._members[f"{self._folder}data/{view.storage}"]

@@ -90,11 +90,13 @@ def sharded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     program = Path(__file__).with_name("sharded_save.py")
     ranks = [
-        subprocess.Popen([sys.executable, program, str(rank), "2", folder / "rendezvous", folder / "ckpt"])
+        subprocess.Popen(
+            [sys.executable, program, str(rank), "2", folder / "rendezvous", folder / "ckpt"], stdout=subprocess.PIPE
+        )
         for rank in range(2)
     ]
     try:
-        assert [rank.wait(120) for rank in ranks] == [0, 0]
+        assert [rank.communicate(timeout=120)[0] for rank in ranks] == [b"saved", b"saved"]
     finally:
         for rank in ranks:
             rank.kill()

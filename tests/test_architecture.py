@@ -206,6 +206,8 @@ def modules_after(program: str, folder: Path) -> set[str]:
         "import torchkeep as tk; assert len(tk.open('a.safetensors').weights()) == 2",
         "import torchkeep as tk; assert len(tk.open('ckpt').tensors) == 2",
         "import torchkeep as tk; tk.verify('ckpt')",
+        "import torchkeep as tk; tk.convert('ckpt', 'b.pt')",
+        "import torchkeep as tk; tk.convert('a.pt', 'dcp', to='dcp')",
         "import torchkeep as tk; assert tk.checkpoints('run').latest()",
     ],
 )

@@ -88,6 +88,15 @@ def same(left, right):
     return type(left) is type(right) and left == right
 
 
+def tensors_in(node):
+    inside = node.values() if isinstance(node, dict) else node
+    for each in inside:
+        if isinstance(each, torch.Tensor):
+            yield each
+        elif isinstance(each, (dict, list)):
+            yield from tensors_in(each)
+
+
 def sources(tmp_path):
     state = everything()
     torch.save(state, tmp_path / "zip.pt")
@@ -191,7 +200,11 @@ def test_a_distributed_folder_loads_with_torch_and_says_what_it_cannot_hold(tmp_
     }
     torch.save(state, tmp_path / "a.pt")
     done = tk.convert(tmp_path / "a.pt", tmp_path / "new", to="dcp")
-    assert done.losses == ("model.head.weight is model.wte.weight: stored twice, no longer tied",)
+    assert done.losses == (
+        "optimizer.state: keys that are no text become text",
+        "model.head.weight is model.wte.weight: stored twice, no longer tied",
+    )
+    assert done.total_bytes == sum(value.nbytes for value in tensors_in(state))
     into = {"model": {k: torch.zeros_like(v) for k, v in state["model"].items()}}
     dcp.load(into, checkpoint_id=tmp_path / "new", no_dist=True)
     assert same(state["model"], into["model"])
@@ -199,9 +212,9 @@ def test_a_distributed_folder_loads_with_torch_and_says_what_it_cannot_hold(tmp_
 
 
 def test_large_tensors_go_into_a_distributed_folder_in_chunks(tmp_path, monkeypatch):
-    from torchkeep.live import distributed_folder
+    from torchkeep.verbs import distributed_folders
 
-    monkeypatch.setattr(distributed_folder, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(distributed_folders, "_CHUNK_BYTES", 64)
     state = {
         "w": torch.arange(70.0).reshape(10, 7),
         "v": torch.arange(40),

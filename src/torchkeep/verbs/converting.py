@@ -25,6 +25,7 @@ from torchkeep.verbs.sources import open_source
 if TYPE_CHECKING:
     from torchkeep.arithmetic.casting import Casting
     from torchkeep.arithmetic.ranges import Progress
+    from torchkeep.verbs.distributed_folders import Flat
 
 MAX_SHARD_BYTES = 5 * 10**9
 Kind: TypeAlias = Literal["torchkeep", "safetensors", "torch", "huggingface", "dcp"]
@@ -204,6 +205,7 @@ class PlannedConversion:
         self._max_shard_bytes, self._threads = max_shard_bytes, threads
         self._tensors: Mapping[str, TensorSpec] = {}
         self._tree: object = None
+        self._flat: Flat
         self._is_whole_record = False
 
     def decide(self, entry: str | None, dtype: str | None) -> None:
@@ -222,7 +224,10 @@ class PlannedConversion:
             tensors = self._tensors = {name: self._spec_of(spec) for name, spec in found.items()}
             losses = rest_of(opened, where, found)
         losses += _tie_losses(self._kind, tensors)
-        nbytes = sum({(s.key, s.dtype, s.shape): s.nbytes for s in map(self._spec_of, tensors.values())}.values())
+        specs = [self._spec_of(spec) for spec in tensors.values()]
+        if self._kind is not Target.DCP:  # it stores tied tensors twice
+            specs = list({(spec.key, spec.dtype, spec.shape): spec for spec in specs}.values())
+        nbytes = sum(spec.nbytes for spec in specs)
         self.conversion = Conversion(opened.path, self._target, self._kind, where, len(tensors), nbytes, brief(losses))
 
     def carry_out(self, progress: Progress | None = None) -> Conversion:
@@ -253,7 +258,12 @@ class PlannedConversion:
     def _choose_tree(self, entry: str | None) -> list[str]:
         contents = contents_of(self._opened, entry)
         self._tree = map_specs(contents.tree, self._spec_of)
-        return contents.losses
+        if self._kind is not Target.DCP:
+            return contents.losses
+        from torchkeep.verbs.distributed_folders import flatten
+
+        self._flat = flatten(self._tree)
+        return contents.losses + self._flat.losses
 
     def _write_safetensors(self, progress: Progress | None) -> tuple[list[Path], list[str]]:
         tensors = untie(self._tensors)
@@ -272,14 +282,14 @@ class PlannedConversion:
         from torchkeep.verbs.torch_files import open_for_writing, write_torch_file
 
         with new_file(self._target) as descriptor, open_for_writing(descriptor) as file:
-            write_torch_file(file, self._tree, self._reader, self._counted(progress))
+            write_torch_file(file, self._tree, self._reader.read_range_into, self._counted(progress))
         return [self._target], []
 
     def _write_dcp(self, progress: Progress | None) -> tuple[list[Path], list[str]]:
-        from torchkeep.live.distributed_folder import write_distributed
+        from torchkeep.verbs.distributed_folders import write_distributed
 
         with new_folder(self._target) as folder:
-            write_distributed(folder, self._tree, self._reader, self._counted(progress))
+            write_distributed(folder, self._flat, self._reader, self._counted(progress))
         return [self._target], []
 
     def _write_torchkeep(self, progress: Progress | None) -> tuple[list[Path], list[str]]:

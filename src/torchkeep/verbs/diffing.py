@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,7 +19,7 @@ from torchkeep.planning.loadplan import make_plan
 from torchkeep.planning.recipes import Part
 from torchkeep.planning.rows import Change, Pair, Row, Status
 from torchkeep.planning.rules import Rule
-from torchkeep.tensors import Described, Source, TensorSpec, walk
+from torchkeep.tensors import Described, Source, TensorSpec, name_of, walk
 from torchkeep.verbs.alignment import Named, align
 from torchkeep.verbs.sources import open_source
 
@@ -303,6 +304,11 @@ def _value_differences(first: Mapping[str, object], second: Mapping[str, object]
             yield ValueDifference(name, one, other)
 
 
+def _leaves(node: object) -> list[object]:
+    """Every path of a value, and the leaf there."""
+    return [each for path, leaf in walk(node) for each in (name_of(path), leaf)]
+
+
 def is_same_value(one: object, other: object) -> bool:
     """Whether two leaves of trees say the same: NaN is itself, and what is of unknown classes is as it is described.
 
@@ -317,7 +323,9 @@ def is_same_value(one: object, other: object) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(is_same_value, one, other))
     if isinstance(one, Described) and isinstance(other, Described):
-        return one.class_path == other.class_path and list(walk(one)) == list(walk(other))
+        return one.class_path == other.class_path and is_same_value(_leaves(one), _leaves(other))
+    if isinstance(one, Namespace) and isinstance(other, Namespace):
+        return is_same_value(_leaves(vars(one)), _leaves(vars(other)))
     try:
         return bool(one == other)
     except (ValueError, TypeError):

@@ -12,12 +12,13 @@ import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from torchkeep.errors import FormatError
 from torchkeep.folder.draft import PIECE_BYTES
-from torchkeep.tensors import Described, Source, TensorSpec, bits_of
+from torchkeep.tensors import Described, TensorSpec, bits_of
+from torchkeep.verbs.naming_pickles import Call, Name, NamingPickler
 
 _FOLDER = "archive"
 _VERSION = b"3\n"
@@ -42,19 +43,18 @@ _STORAGES = {  # by dtype; the others have a dtype beside an untyped storage
 _QUANTIZED = {"qint8": "QInt8Storage", "quint8": "QUInt8Storage", "qint32": "QInt32Storage"}
 _NOT_TORCHS = ("float6_e2m3", "float6_e3m2")
 Pieces = Callable[[], Iterable[memoryview]]
-# The one in C imports what it names, and has no `save` to build on.
-_PythonPickler: Any = pickle._Pickler  # noqa: SLF001
+ReadRange = Callable[[TensorSpec, int, memoryview], None]
 
 
 def write_torch_file(
-    file: BinaryIO, tree: object, source: Source, progress: Callable[[int], object] | None = None
+    file: BinaryIO, tree: object, read: ReadRange, progress: Callable[[int], object] | None = None
 ) -> None:
     """Write a tree as ``torch.save`` would the values it is of; no tensor is held whole, tied ones are stored once.
 
     Args:
-        file: Open for writing, at its beginning, seekable.
+        file: Open for writing, seekable, at the 0 of its `tell`.
         tree: Plain values, `TensorSpec` at the tensors, `Described` of torch's own classes.
-        source: Where the tensors are.
+        read: Reads bytes of a tensor, as `Source.read_range_into`.
         progress: Told how many bytes more are written.
 
     Raises:
@@ -62,7 +62,7 @@ def write_torch_file(
         CorruptError: Bytes are absent or differ from their checksum.
     """
     stream = io.BytesIO()
-    pickler = _Pickler(stream, source)
+    pickler = _Pickler(stream, read)
     try:
         pickler.dump(tree)
     except (pickle.PicklingError, AttributeError, TypeError, RecursionError) as error:
@@ -81,22 +81,6 @@ def open_for_writing(descriptor: int) -> BinaryIO:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Name:
-    """Something that the pickle names and nothing here imports."""
-
-    module: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Call:
-    """A value that the pickle says how to make."""
-
-    function: _Name
-    args: tuple[object, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Storage:
     """Memory beside the pickle, by torch's persistent id."""
 
@@ -108,28 +92,22 @@ def _no_hooks() -> OrderedDict[str, object]:
     return OrderedDict()
 
 
-def _rebuild(name: str, *args: object) -> _Call:
-    return _Call(_Name("torch._utils", name), args)
+def _rebuild(name: str, *args: object) -> Call:
+    return Call(Name("torch._utils", name), args)
 
 
-class _Pickler(_PythonPickler):  # type: ignore[misc]
-    def __init__(self, stream: io.BytesIO, source: Source) -> None:
-        super().__init__(stream, protocol=2)
+class _Pickler(NamingPickler):
+    def __init__(self, stream: io.BytesIO, read: ReadRange) -> None:
+        super().__init__(stream)
         self.storages: dict[str, tuple[int, Pieces]] = {}
-        self._source = source
+        self._read_range = read
         self._by_key: dict[tuple[object, ...], tuple[_Storage, tuple[object, ...]]] = {}
 
     def save(self, value: object, save_persistent_id: bool = True) -> None:  # noqa: FBT001, FBT002 - as pickle calls it
         """Write one value: tensors and torch's own as what makes them, everything else as pickle does."""
-        if isinstance(value, _Name):
-            self.write(pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode("ascii"))
-        elif isinstance(value, _Storage):
+        if isinstance(value, _Storage):
             self.save(self._by_key[value.identity][1])
             self.write(pickle.BINPERSID)
-        elif isinstance(value, _Call):
-            self.save(value.function)
-            self.save(value.args)
-            self.write(pickle.REDUCE)
         elif isinstance(value, (TensorSpec, Described)):
             known = self.memo.get(id(value))
             if known is not None:
@@ -140,7 +118,7 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
         else:
             super().save(value, save_persistent_id)
 
-    def _tensor(self, spec: TensorSpec) -> _Call:
+    def _tensor(self, spec: TensorSpec) -> Call:
         if spec.dtype in _NOT_TORCHS:
             raise FormatError(f"torch has no {spec.dtype}", remedy="convert to safetensors or a folder")
         storage = self._storage_of(spec, _STORAGES.get(spec.dtype))
@@ -150,7 +128,7 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
         if spec.dtype in _STORAGES:
             made = _rebuild("_rebuild_tensor_v2", *args)
         else:
-            made = _rebuild("_rebuild_tensor_v3", *args, _Name("torch", spec.dtype))
+            made = _rebuild("_rebuild_tensor_v3", *args, Name("torch", spec.dtype))
         return _rebuild("_rebuild_parameter", made, spec.requires_grad, _no_hooks()) if spec.parameter else made
 
     def _described(self, value: Described) -> object:
@@ -158,11 +136,11 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
         state = value.state if isinstance(value.state, Mapping) else {}
         match value.class_path:
             case "torch.dtype":
-                return _Name("torch", str(first))
+                return Name("torch", str(first))
             case "torch.Size":
-                return _size(first)
+                return size_call(first)
             case "torch.device":
-                return _Call(_Name("torch", "device"), (str(first),))
+                return Call(Name("torch", "device"), (str(first),))
             case "numpy.ndarray" if isinstance(first, TensorSpec):
                 return self._array(first)
             case "torch.sparse":
@@ -176,10 +154,10 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
 
         return np.frombuffer(self._read(spec), np.dtype(spec.dtype)).reshape(spec.shape)
 
-    def _quantized(self, state: Mapping[str, Any]) -> _Call:
+    def _quantized(self, state: Mapping[str, Any]) -> Call:
         values = state["values"]
         storage = self._storage_of(values, _QUANTIZED[state["dtype"]])
-        scheme = _Name("torch", str(state["scheme"]))
+        scheme = Name("torch", str(state["scheme"]))
         if "scale" in state:
             quantizer: tuple[object, ...] = (scheme, state["scale"], state["zero_point"])
         else:
@@ -193,7 +171,7 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
         if known is not None:
             return known[0]
         key, storage = str(len(self.storages)), _Storage(identity)
-        owner = _Name("torch.storage", "UntypedStorage") if kind is None else _Name("torch", kind)
+        owner = Name("torch.storage", "UntypedStorage") if kind is None else Name("torch", kind)
         count = spec.nbytes if kind is None else spec.numel
         self._by_key[identity] = (storage, ("storage", owner, key, "cpu", count))
         self.storages[key] = (spec.nbytes, lambda: self._pieces(spec))
@@ -207,7 +185,7 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
         buffer = memoryview(bytearray(min(PIECE_BYTES, spec.nbytes)))
         for at in range(0, spec.nbytes, PIECE_BYTES):
             piece = buffer[: min(PIECE_BYTES, spec.nbytes - at)]
-            self._source.read_range_into(spec, at, piece)
+            self._read_range(spec, at, piece)
             yield piece
 
     def _reordered(self, spec: TensorSpec) -> memoryview:
@@ -219,17 +197,23 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
 
     def _read(self, spec: TensorSpec) -> bytearray:
         content = bytearray(spec.nbytes)
-        self._source.read_into(replace(spec), memoryview(content))
+        self._read_range(spec, 0, memoryview(content))
         return content
 
 
-def _size(sizes: object) -> _Call:
-    return _Call(_Name("torch", "Size"), (tuple(sizes) if isinstance(sizes, (tuple, list)) else (),))
+def size_call(sizes: object) -> Call:
+    """A ``torch.Size``."""
+    return Call(Name("torch", "Size"), (tuple(sizes) if isinstance(sizes, (tuple, list)) else (),))
 
 
-def _sparse(state: Mapping[str, Any]) -> _Call:
-    layout = _Call(_Name("torch.serialization", "_get_layout"), (f"torch.{state['layout']}",))
-    shape = _size(state["shape"])
+def layout_call(name: str) -> Call:
+    """A ``torch.layout``."""
+    return Call(Name("torch.serialization", "_get_layout"), (f"torch.{name}",))
+
+
+def _sparse(state: Mapping[str, Any]) -> Call:
+    layout = layout_call(state["layout"])
+    shape = size_call(state["shape"])
     if state["layout"] == "sparse_coo":
         data: tuple[object, ...] = (state["indices"], state["values"], shape, bool(state.get("coalesced")))
     else:

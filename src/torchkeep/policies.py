@@ -40,6 +40,9 @@ __all__ = [
     "decide",
 ]
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_GRACE_SECONDS = 30.0
+
 
 class Also(enum.Flag):
     """What a manager keeps of its modules beside their state dicts, when asked.
@@ -204,10 +207,12 @@ class OnPreemption(SaveWhen):
     Example:
         >>> OnPreemption().is_due(Moment(7, signal=15)), OnPreemption().is_due(Moment(7))
         (True, False)
+        >>> OnPreemption(), OnPreemption(signals=(15,), grace_seconds=60)
+        (OnPreemption(), OnPreemption(signals=(signal.SIGTERM,), grace_seconds=60))
     """
 
-    signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    grace_seconds: float = 30.0
+    signals: tuple[signal.Signals, ...] = _SIGNALS
+    grace_seconds: float = _GRACE_SECONDS
 
     def __post_init__(self) -> None:
         numbers = tuple(signal.Signals(each) for each in self.signals)
@@ -220,6 +225,14 @@ class OnPreemption(SaveWhen):
     def is_due(self, moment: Moment) -> bool:
         """Whether such a signal came."""
         return moment.signal is not None
+
+    def __repr__(self) -> str:
+        """What differs from the defaults, as code."""
+        signals = "".join(f"signal.{each.name}, " for each in self.signals)
+        parts = [f"signals=({signals.removesuffix(' ' if len(self.signals) == 1 else ', ')})"]
+        parts = [] if self.signals == _SIGNALS else parts
+        parts += [] if self.grace_seconds == _GRACE_SECONDS else [f"grace_seconds={self.grace_seconds!r}"]
+        return f"OnPreemption({', '.join(parts)})"
 
 
 @dataclass(frozen=True, slots=True)

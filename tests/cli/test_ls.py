@@ -42,6 +42,7 @@ step  age   acc   loss    size     own  verified
  100  0 s   0.5      -  8.6 kB  4.2 kB  -
  200  0 s  0.75  1e-05  8.6 kB  4.2 kB  -
 2 checkpoints, 12.7 kB on disk
+the run's own policy: KeepAll()
 """
     )
     assert shown.err.startswith("passed over run/step-00000300: ")
@@ -55,8 +56,10 @@ def test_json_has_bytes_and_times_for_machines(run, capsys):
     first = values["checkpoints"][0]
     assert list(first) == [
         "step", "path", "saved_at", "metrics", "tags", "nonfinite", "total_bytes", "own_bytes", "added_bytes",
-        "verified_at", "damaged",
+        "verified_at", "damaged", "keep", "reasons",
     ]  # fmt: skip
+    assert (values["own_policy"], values["unknown_policies"]) == ("KeepAll()", [])
+    assert (first["keep"], first["reasons"]) == (True, ["all are kept"])
     assert (first["path"], first["metrics"]) == ("run/step-00000100", {"acc": 0.5})
     assert first["saved_at"].endswith("+00:00")
     assert list(values["passed_over"]) == ["step-00000300"]
@@ -81,6 +84,19 @@ def test_tags_and_what_a_policy_would_keep_have_columns_and_nothing_is_removed(r
     assert main(["tag", "run/step-00000100"]) == 0
     assert capsys.readouterr().out == "run/step-00000100: paper\n"
     assert main(["tag", "run/absent", "x"]) == 3
+
+
+def test_what_keeps_each_by_the_runs_own_policy_is_told_without_options(tmp_path, capsys):
+    retain = tk.KeepLast(1) | tk.KeepBest(1, "acc", mode="max")
+    with tk.CheckpointManager(tmp_path, {"model": torch.nn.Linear(8, 2)}, retain=retain) as manager:
+        for step, acc in enumerate([0.1, 0.9, 0.5]):
+            manager.save(step, metrics={"acc": acc})
+    assert main(["ls", str(tmp_path)]) == 0
+    header, best, newest, _, policy = capsys.readouterr().out.splitlines()
+    assert header.split()[-2:] == ["kept", "by"]
+    assert best.endswith("the best by acc: 0.9")
+    assert newest.endswith("the newest; the last")
+    assert policy == "the run's own policy: KeepLast(1) | KeepBest(1, 'acc', mode='max')"
 
 
 def test_what_was_verified_is_remembered_until_a_file_changes(run, tmp_path, capsys):

@@ -28,8 +28,10 @@ def add_to(verbs: Verbs) -> None:
             "torchkeep prune runs/exp1 --keep-last 3 --dry-run",
             "torchkeep prune runs/exp1 --keep-last 3 --keep-best 2:val_acc:max --keep-tagged paper",
             "torchkeep prune runs/exp1 --keep-within 200GB --optimizer-in-last 2",
+            "torchkeep prune runs/exp1 --dry-run      (by the policy that its training kept by)",
         ],
         notes="What any --keep rule keeps stays; --keep-within and --optimizer-in-last then thin that.\n"
+        "Without any, what the run's own policy keeps stays: its last save recorded it.\n"
         "The newest checkpoint and the newest that verifies always stay. A run that is being written is refused.",
     )
     parser.add_argument("run_folder", metavar="RUN", help="a run folder, which holds checkpoints by step")
@@ -70,8 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def policy_of(arguments: argparse.Namespace) -> RetentionPolicy:
-    """The policy that the options mean."""
+def policy_of(arguments: argparse.Namespace) -> RetentionPolicy | None:
+    """The policy that the options mean; None without any."""
     from torchkeep.policies import KeepBest, KeepEvery, KeepLast, KeepTagged, KeepWithin, OptimizerInLast
 
     keeps: list[RetentionPolicy] = []
@@ -96,7 +98,7 @@ def policy_of(arguments: argparse.Namespace) -> RetentionPolicy:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if not keeps and not thins:
-        raise UsageError("prune: say what to keep, as --keep-last 3; nothing was removed")
+        return None
     policy = reduce(or_, keeps) if keeps else thins.pop(0)
     for thin in thins:
         policy = policy & thin
@@ -124,6 +126,7 @@ def describe(pruned: Pruned) -> dict[str, object]:
         "path": str(pruned.folder),
         "dry_run": pruned.is_dry_run,
         "freed_bytes": pruned.freed_bytes,
+        "own_policy": pruned.own_policy,
         "checkpoints": [
             {
                 "step": each.step,

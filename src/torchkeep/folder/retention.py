@@ -5,7 +5,7 @@ All of it is pure: nothing here touches a file. The policies themselves are in `
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 
@@ -166,8 +166,14 @@ class KeepBoth(RetentionPolicy):
         return min((each for each in most if each is not None), default=None)
 
     def __repr__(self) -> str:
-        parts = (f"({each!r})" if isinstance(each, KeepAny) else repr(each) for each in (self.first, self.second))
-        return " & ".join(parts)
+        return joined_by_and(self, repr)
+
+
+def joined_by_and(both: KeepBoth, text_of: Callable[[RetentionPolicy], str]) -> str:
+    """Both policies as text, in the parentheses that make of it the same again."""
+    first, second = text_of(both.first), text_of(both.second)
+    first = f"({first})" if isinstance(both.first, KeepAny) else first
+    return f"{first} & " + (f"({second})" if isinstance(both.second, (KeepAny, KeepBoth)) else second)
 
 
 def _drops_optimizers(verdicts: Sequence[Verdict]) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torchkeep.errors import NotFoundError
 from torchkeep.folder.committed import read_record
 from torchkeep.folder.parallel import default_threads, writing_threads
+from torchkeep.folder.policy_code import RETAIN_MEMBER, code_of
 from torchkeep.folder.record import RECORD_NAME
 from torchkeep.manager.drafting import Occasion, draft_of_state
 from torchkeep.manager.notices import warn
@@ -119,7 +120,8 @@ class Session:
         self.ranks.together(self.folder.refuse_unresumed, only_first=True)
         self._look_around()
         self.saver.hold_steps(self.state)
-        provenance = {} if self._origin is None else {"origin": self._origin}
+        provenance: dict[str, object] = {RETAIN_MEMBER: code_of(self.retain)}
+        provenance |= {} if self._origin is None else {"origin": self._origin}
         self._capture = self._capture or Recapture(self.held)
         draft = draft_of_state(self.held, occasion, provenance, self.ranks, self._capture)
         self._miss_metrics(occasion)

@@ -13,6 +13,7 @@ from typing import Literal, overload
 from torchkeep.errors import NotFoundError, typed
 from torchkeep.folder.amending import change_tags
 from torchkeep.folder.committed import first_nonfinite, tags_of
+from torchkeep.folder.policy_code import RecordedPolicy, policy_of_run
 from torchkeep.folder.retention import Decision, RetentionPolicy, decide
 from torchkeep.folder.runs import list_run, metrics_of
 from torchkeep.folder.thinning import candidate_of, files_of
@@ -81,14 +82,21 @@ class RunCheckpoints(Sequence[RunCheckpoint]):
         folder: The run folder.
         disk_bytes: Bytes of all shards on disk; one that several checkpoints share counts once.
         passed_over: Folders that look like checkpoints and are not, each with the reason.
+        retain: The retention policy that the last save of the run recorded; None where it recorded none.
     """
 
     def __init__(
-        self, folder: Path, members: Sequence[RunCheckpoint], disk_bytes: int, passed_over: Mapping[str, str]
+        self,
+        folder: Path,
+        members: Sequence[RunCheckpoint],
+        disk_bytes: int,
+        passed_over: Mapping[str, str],
+        retain: RecordedPolicy | None = None,
     ) -> None:
         self.folder = folder
         self.disk_bytes = disk_bytes
         self.passed_over = dict(passed_over)
+        self.retain = retain
         self._members = tuple(members)
 
     @overload
@@ -160,12 +168,14 @@ def checkpoints(run: str | os.PathLike[str]) -> RunCheckpoints:
     Example:
         >>> import tempfile, torch, torchkeep as tk
         >>> folder = tempfile.mkdtemp()
-        >>> with tk.CheckpointManager(folder, {"model": torch.nn.Linear(2, 1)}) as manager:
+        >>> with tk.CheckpointManager(folder, {"model": torch.nn.Linear(2, 1)}, retain=tk.KeepLast(9)) as manager:
         ...     for step, accuracy in enumerate([0.5, 0.9, 0.7]):
         ...         _ = manager.save(step, metrics={"accuracy": accuracy})
         >>> run = tk.checkpoints(folder)
         >>> [each.step for each in run], run.latest().step, run.best("accuracy", mode="max")[0].step
         ([0, 1, 2], 2, 1)
+        >>> run.retain.policy
+        KeepLast(9)
     """
     found = list_run(Path(run))
     with typed("cannot be read", run):
@@ -195,7 +205,7 @@ def checkpoints(run: str | os.PathLike[str]) -> RunCheckpoints:
     ]
     sizes = {inode: size for of_one in inodes.values() for inode, size in of_one.items()}
     passed_over = {path.name: error.what for path, error in found.passed_over}
-    return RunCheckpoints(found.folder, members, sum(sizes.values()), passed_over)
+    return RunCheckpoints(found.folder, members, sum(sizes.values()), passed_over, policy_of_run(found))
 
 
 def _when(noted: Verified | None) -> datetime | None:

@@ -8,15 +8,16 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchkeep.errors import CorruptError, NotFoundError
+from torchkeep.errors import CorruptError, FormatError, NotFoundError
 from torchkeep.folder.amending import without_optimizers
 from torchkeep.folder.committed import read_record
 from torchkeep.folder.lock import RunLock
+from torchkeep.folder.policy_code import code_of, policy_of_run
 from torchkeep.folder.recovery import recover
 from torchkeep.folder.retention import Candidate, Decision, RetentionPolicy, decide
-from torchkeep.folder.runs import list_run, step_name
+from torchkeep.folder.runs import Listing, list_run, step_name
 from torchkeep.folder.thinning import candidate_of, files_of, thin
-from torchkeep.tensors import format_bytes
+from torchkeep.tensors import format_bytes, printable
 from torchkeep.verbs.verifying import verify
 
 
@@ -30,6 +31,7 @@ class Pruned:
         freed_bytes: Bytes on disk that went, or would go.
         is_dry_run: Whether nothing was removed.
         notes: What could not be removed, and which checkpoints are damaged.
+        own_policy: The run's own policy as code, where that decided.
     """
 
     folder: Path
@@ -37,6 +39,7 @@ class Pruned:
     freed_bytes: int
     is_dry_run: bool
     notes: tuple[str, ...] = ()
+    own_policy: str | None = None
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -49,26 +52,28 @@ class Pruned:
         what = "would be freed" if self.is_dry_run else "freed"
         count = len(self.removed)
         removed = f"{count} of {len(self.decisions)} checkpoints {'would go' if self.is_dry_run else 'removed'}"
-        return "\n".join([*lines, f"{removed}, {format_bytes(self.freed_bytes)} {what}"])
+        by = [] if self.own_policy is None else [f"by the run's own policy: {self.own_policy}"]
+        return "\n".join([*lines, f"{removed}, {format_bytes(self.freed_bytes)} {what}", *by])
 
 
 def _verb(decision: Decision) -> str:
     return "thin  " if decision.drops_optimizers else "keep  " if decision.keep else "remove"
 
 
-def prune(run: str | os.PathLike[str], policy: RetentionPolicy, *, dry_run: bool = False) -> Pruned:
+def prune(run: str | os.PathLike[str], policy: RetentionPolicy | None = None, *, dry_run: bool = False) -> Pruned:
     """Remove from a run what a policy does not keep; the newest checkpoint that verifies always stays.
 
     Args:
         run: The run folder. It is locked meanwhile.
-        policy: What to keep, as for `CheckpointManager`.
+        policy: What to keep, as for `CheckpointManager`; by default what the run's last save recorded as its own.
         dry_run: Decide and verify, and remove nothing; a run that is being written may be looked at.
 
     Returns:
         The decision on every checkpoint with its reasons, and the bytes freed.
 
     Raises:
-        NotFoundError: There is no such folder.
+        NotFoundError: There is no such folder, or no policy was given and the run recorded none.
+        FormatError: No policy was given, and the run's own is not of torchkeep's classes alone. Nothing was removed.
         ConflictError: Another process writes in it. Nothing was removed.
         CorruptError: None of its checkpoints verifies. Nothing was removed.
         TypeError: `policy` is none.
@@ -85,7 +90,7 @@ def prune(run: str | os.PathLike[str], policy: RetentionPolicy, *, dry_run: bool
         2  keep    the newest; the last
         2 of 3 checkpoints would go, 0 bytes would be freed
     """
-    if not isinstance(policy, RetentionPolicy):
+    if not isinstance(policy, RetentionPolicy | None):
         raise TypeError(f"prune(run, policy): the policy is {policy!r}; one as KeepLast(3) is wanted")
     folder = Path(os.path.realpath(Path(run).expanduser()))
     if dry_run:
@@ -100,8 +105,25 @@ def prune(run: str | os.PathLike[str], policy: RetentionPolicy, *, dry_run: bool
         lock.release()
 
 
-def _prune(folder: Path, policy: RetentionPolicy, *, dry_run: bool) -> Pruned:
-    before = list_run(folder).checkpoints
+def _own_policy(run: Listing) -> RetentionPolicy:
+    recorded = policy_of_run(run)
+    remedy = "say what to keep, as KeepLast(3), or --keep-last 3 on the command line; nothing was removed"
+    if recorded is None:
+        raise NotFoundError("this run recorded no retention policy", where=run.folder, remedy=remedy)
+    if recorded.policy is None:
+        code, unknown = printable(recorded.code), printable(", ".join(recorded.unknown))
+        raise FormatError(
+            f"the run's own policy is {code}, and {unknown} is not torchkeep's: nothing of it is run",
+            where=run.folder,
+            remedy=remedy,
+        )
+    return recorded.policy
+
+
+def _prune(folder: Path, given: RetentionPolicy | None, *, dry_run: bool) -> Pruned:
+    listing = list_run(folder)
+    before = listing.checkpoints
+    policy = given or _own_policy(listing)
     candidates = [candidate_of(each) for each in before]
     kept = [each.step for each in decide(policy, candidates) if each.keep]
     # Those that stay anyway come first: one that would go is read only when none of them is good.
@@ -114,7 +136,8 @@ def _prune(folder: Path, policy: RetentionPolicy, *, dry_run: bool) -> Pruned:
     files = {step: files_of(folder / step_name(step), record.shards).keys() for step, record in lessened.items()}
     thinned = thin(folder, policy, keep=verified, reason="the newest that verifies", dry_run=dry_run)
     freed_bytes = _freed_bytes(candidates, thinned.decisions, files)
-    return Pruned(folder, thinned.decisions, freed_bytes, dry_run, (*notes, *thinned.notes))
+    own = code_of(policy) if given is None else None
+    return Pruned(folder, thinned.decisions, freed_bytes, dry_run, (*notes, *thinned.notes), own)
 
 
 def _freed_bytes(

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 from tests.crash.victim import REFUSED, SAVED, at_start_of_save, until_background
-from tests.crash.watched import BEGIN_OF_SAVE, CHANGES, END_OF_SAVE, LOOKS, SCENARIOS
+from tests.crash.watched import CHANGES, LOOKS, SCENARIOS
 
 ERRORS = ("ENOSPC", "EIO", "EACCES", "EROFS", "EDQUOT", "EINTR")
 FAILING = {
@@ -24,14 +24,7 @@ FAILING = {
 }
 
 
-KINDS = (*CHANGES, *LOOKS, BEGIN_OF_SAVE, END_OF_SAVE)
-
-
-def calls_that_fail(calls: list[str]) -> list[int]:
-    """Where in a trace the calls of the save are: not those of the gate before it, nor those of the looks around it."""
-    begin = calls.index(BEGIN_OF_SAVE) + 1 if BEGIN_OF_SAVE in calls else 0
-    end = calls.index(END_OF_SAVE) if END_OF_SAVE in calls else len(calls)
-    return list(range(begin, end))
+KINDS = (*CHANGES, *LOOKS)
 
 
 @pytest.mark.slow
@@ -43,16 +36,14 @@ def test_a_save_whose_call_fails_tells_the_truth_and_the_next_one_works(name, vi
     before.mkdir()
     scenario.make(before)
     calls = victim.calls_of(scenario, shutil.copytree(before, tmp_path / "traced") / scenario.name, KINDS)
-    failing = calls_that_fail(calls)
-    pairs = [(at, error) for at in failing for error in ERRORS][:: campaign.size(61, 1)]
+    pairs = [(at, error) for at in range(len(calls)) for error in ERRORS][:: campaign.size(61, 1)]
     outcomes = {}
     for at, error in pairs:
         folder = shutil.copytree(before, tmp_path / "failing")
-        inject = f"inject={calls[at]}:error={error}:when={calls[: at + 1].count(calls[at])}"
-        code, _ = victim.watched_save(scenario, folder / scenario.name, KINDS, "-e", inject)
-        outcomes[at, calls[at], error] = code
+        path = folder / scenario.name
+        outcomes[at, calls[at], error] = victim.save_failing_at(scenario, path, KINDS, calls[: at + 1], error)
         shutil.rmtree(folder)
     assert {failure: code for failure, code in outcomes.items() if code not in {SAVED, REFUSED}} == {}
     refused = list(outcomes.values()).count(REFUSED)
-    possible = len(failing) * len(ERRORS)
-    campaign.report(name, calls=len(failing), possible=possible, tried=len(pairs), refused=refused, untrue=0)
+    possible = len(calls) * len(ERRORS)
+    campaign.report(name, calls=len(calls), possible=possible, tried=len(pairs), refused=refused, untrue=0)

@@ -83,7 +83,7 @@ def newest_version(run: Path) -> int | None:
     assert not found.passed_over
     for each in found:
         assert tk.verify(each, io_threads=1).ok
-        assert_same(tk.load(each), state(each.step))
+        assert_same(tk.load(each, io_threads=1), state(each.step))
     return found.latest().step
 
 

@@ -26,7 +26,6 @@ LOOKS = (
     *("open", "stat", "fstat", "lstat", "newfstatat", "statx", "access", "faccessat", "faccessat2"),
     *("getdents64", "read", "pread64", "preadv", "preadv2", "lseek", "fcntl", "readlink", "readlinkat", "fadvise64"),
 )
-BEGIN_OF_SAVE, END_OF_SAVE = "getpgid", "getsid"
 CALL = re.compile(r"(?P<thread>\d+ +)?(?P<name>\w+)\(")
 KILLED = -9
 ALL_BYTES = ("-f", "-xx", "-s", "100000000")
@@ -54,7 +53,8 @@ class Victim:
     def save(self, saver: str, path: Path, version: int) -> int:
         """Save in a new process that nobody disturbs; its exit code."""
         self._ask(do="save", saver=saver, watch="at_start_of_save", path=str(path), version=version)
-        return self._ask(do="go")
+        self._ask(do="go")
+        return self._ask(do="end")
 
     def calls_of(self, scenario: Scenario, path: Path, calls: tuple[str, ...] = CHANGES) -> list[str]:
         """The names of all calls of these kinds of a save that nobody disturbs, in order."""
@@ -87,6 +87,16 @@ class Victim:
         lines = self._trace.read_text().splitlines()
         assert len({match["thread"] for line in lines if (match := CALL.match(line))}) == 1
 
+    def save_failing_at(
+        self, scenario: Scenario, path: Path, kinds: tuple[str, ...], calls: list[str], error: str
+    ) -> int:
+        """Save in a new process of which the last of these calls fails with an error; its exit code."""
+        inject = f"inject={calls[-1]}:error={error}:when={calls.count(calls[-1])}"
+        code, seen = self.watched_save(scenario, path, kinds, "-e", inject)
+        assert seen[: len(calls)] == calls
+        assert self._trace.read_text().count("(INJECTED)") == 1
+        return code
+
     def watched_save(
         self, scenario: Scenario, path: Path, calls: tuple[str, ...], *options: str, version: int = NEW
     ) -> tuple[int, list[str]]:
@@ -101,8 +111,10 @@ class Victim:
         ) as strace:
             said = strace.stderr.readline()
             assert "attached" in said, said
-            code = self._ask(do="go")
+            if self._ask(do="go"):
+                strace.terminate()  # the process goes on alone
             strace.communicate(timeout=60)
+        code = self._ask(do="end")
         lines = [match for line in self._trace.read_text().splitlines() if (match := CALL.match(line))]
         return code, [match["name"] for match in lines]
 

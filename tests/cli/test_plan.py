@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -50,6 +51,22 @@ def test_the_plan_is_printed_and_a_difference_exits_with_1(place, capsys):
     assert shown.out.startswith("old.pth -> Sequential\n  2 of 4 tensors matched")
     assert "  shape differs   1.weight        (5, 2) -> (3, 2)" in shown.out
     assert "2 of 4 tensors do not fit\n  hint: --suggest prints rules that would make it fit\n" in shown.err
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_plan_is_as_wide_as_the_terminal_and_folds_where_it_is_wider(width, place, monkeypatch, capsys):
+    name = "attention_projection_of_the_encoder_to_the_decoder_of_the_last_layer"
+    torch.save({"0.weight": torch.ones(2, 3), name: torch.ones(3)}, "old.pth")
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert plan("--skip", "nothing.of.this.name") == 1
+    shown = capsys.readouterr().out
+    least = 74  # the label of a row, and what the other columns keep
+    assert max(map(len, shown.splitlines())) <= max(width, least)
+    unfolded = re.sub(r"\s", "", "".join(line[22:42] for line in shown.splitlines()[2:]))
+    assert name in (shown if width == 200 else unfolded)
+    assert ("  shape differs        0.weight " in shown) == (width == 200)  # three apart where there is room
+    assert re.search(r"only in checkpoint .* float32 \(3,\) +not loaded", shown)
+    assert re.search(r'\n  Skip\("nothing.of.this.name"\) matched\s+nothing\n', shown)
 
 
 def test_suggested_rules_paste_into_python_and_make_it_fit(place, capsys):

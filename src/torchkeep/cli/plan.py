@@ -8,14 +8,16 @@ import importlib
 import os
 import re
 import sys
+import textwrap
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from torchkeep.cli.console import UsageError, Verbs, add_verb, has_colour, say, say_json, tell, write
+from torchkeep.cli.tables import Column, table, terminal_width
 from torchkeep.errors import NotFoundError, PlanError
 from torchkeep.tensors import printable
 
@@ -119,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         extra = {} if suggested is None else {"suggested": [repr(rule) for rule in suggested]}
         say_json({**made.to_dict(), **extra})
     else:
-        say_plan(str(made))
+        say_plan(text_of(made, terminal_width()))
         if suggested:
             say(f"\n{suggested}")
     try:
@@ -162,6 +164,27 @@ def recorded(file: str, rules: Sequence[Rule], option: str = "--replay") -> str:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: {error}") from error
+
+
+def text_of(made: LoadPlan, width: int) -> str:
+    """A plan as text that is no wider than the terminal, as long as a row can be folded."""
+    from torchkeep.planning.report import report_of
+
+    text = str(made)
+    if all(len(printable(line)) <= width for line in text.split("\n")):
+        return text
+    report = report_of(made)
+    columns = [Column("", "left"), *(Column("", "left", folds=True, least=least) for least in (20, 14, 12))]
+    most = max((len(cells) for cells in report.rows), default=0)
+    rows = [[*cells, *[""] * (most - len(cells))] for cells in report.rows]
+    laid_out = table(columns[:most], rows, width, "  ").split("\n")[1:] if rows else []
+    return "\n".join([*_wrapped(report.head, width), *laid_out, *_wrapped(report.tail, width)])
+
+
+def _wrapped(lines: Sequence[str], width: int) -> Iterator[str]:
+    for line in lines:
+        # Paths and rules are to be copied: they stay in one piece.
+        yield from textwrap.wrap(line, width, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
 
 
 def say_plan(text: str) -> None:

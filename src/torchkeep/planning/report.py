@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torchkeep.errors import PlanError
@@ -30,7 +31,22 @@ def summary(plan: LoadPlan) -> str:
     return f"{plan.source} -> {_targets(plan)}: {counted}, {percent(plan.coverage)} of the model's elements"
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A plan as text before it is laid out: the lines at the top, a list of cells for each row, the lines below."""
+
+    head: tuple[str, ...]
+    rows: tuple[list[str], ...]
+    tail: tuple[str, ...]
+
+
 def render(plan: LoadPlan) -> str:
+    """The whole plan as text, as wide as its names."""
+    report = report_of(plan)
+    return "\n".join([*report.head, *_aligned(report.rows), *report.tail])
+
+
+def report_of(plan: LoadPlan) -> Report:
     """The whole plan: differences first, then what changes on the way, then what simply loads."""
     counted = f"{plan.matched_count:,} of {plan.model_count:,} tensors matched"
     lines = [f"{plan.source} -> {_targets(plan)}"]
@@ -53,9 +69,8 @@ def render(plan: LoadPlan) -> str:
         list(_change_cells(plan)),
         _section(plan, Status.MATCHED, _matched_cells),
     ]
-    lines.extend(_aligned([cells for section in sections for cells in _at_most(section, MAX_SECTION_LINES)]))
-    lines.extend(f"  {text}" for text in idle_texts(plan))
-    return "\n".join(lines)
+    listed = [cells for section in sections for cells in _at_most(section, MAX_SECTION_LINES)]
+    return Report(tuple(lines), tuple(listed), tuple(f"  {text}" for text in idle_texts(plan)))
 
 
 def idle_texts(plan: LoadPlan) -> Iterator[str]:

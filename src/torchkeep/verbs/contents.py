@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torchkeep.errors import LimitError, NotFoundError, PlanError
 from torchkeep.folder.read import FolderSource
+from torchkeep.formats.storage_views import StorageView
 from torchkeep.planning.paths import resolve, without
 from torchkeep.planning.weights import find_weights
 from torchkeep.tensors import Described, KeyPath, Source, TensorSpec, format_bytes, name_of, tensors_of, walk
@@ -18,6 +19,11 @@ KNOWN_CLASSES = frozenset(
 )
 _MAX_DEPTH = 200
 _MAX_LISTED = 20
+_MAX_NAMED = 5
+_TAKEN_APART = {
+    "torch.sparse": "a sparse tensor; its indices and values are kept, as tensors",
+    "torch.quantized": "a quantised tensor; its integers are kept, its scale and zero point only if they are tensors",
+}
 _DROPPED = object()
 
 
@@ -44,28 +50,71 @@ def weights_in(source: Source, entry: str | None) -> tuple[str, dict[str, Tensor
     path, node = ((), source.tree) if entry is None else resolve(source, entry)
     try:
         found = find_weights(node)
-    except (NotFoundError, PlanError):
+    except (NotFoundError, PlanError) as error:
         tensors = tensors_of(node)
         if entry is None or not tensors:
-            raise
+            remedy = 'name the one that is meant: entry="model"; on the command line --entry model'
+            raise type(error)(error.what, where=source.path, faults=error.faults, remedy=remedy) from None
         return name_of(path), tensors
     return name_of((*path, *found.path)), found.tensors
 
 
 def rest_of(source: Source, entry: str, tensors: Mapping[str, TensorSpec]) -> list[str]:
-    """What a state dict leaves behind of its checkpoint, a line per entry beside it."""
-    path = resolve(source, entry)[0] if entry else ()
+    """What a state dict leaves behind of its checkpoint: a line per entry beside it, then what of itself."""
+    path, own = resolve(source, entry) if entry else ((), source.tree)
     lines = []
     rest = without(source.tree, [path]) if path else {}
     for key, node in rest.items() if isinstance(rest, Mapping) else ():
         held = _held(node)
         if held:
             lines.append(f"{key}{f', beside {entry}' if key == path[0] else ''}: {held}")
-    if not path:
-        taken = set(map(id, tensors.values()))
-        others = [name_of(at) for at, leaf in walk(source.tree) if id(leaf) not in taken]
-        lines += [f"{len(others):,} other values: {', '.join(others[:5])}"] if others else []
+    apart = {(*path, *at): kind for at, kind in _taken_apart(own)} if not isinstance(own, Described) else {}
+    lines += [f"{name_of(at)}: {_TAKEN_APART[kind]}" for at, kind in apart.items()]
+    taken = set(map(id, tensors.values()))
+    others = [
+        name_of(at)
+        for at, leaf in (((*path, *at), leaf) for at, leaf in walk(own))
+        if id(leaf) not in taken and not any(at[:length] in apart for length in range(1, len(at)))
+    ]
+    if others and not isinstance(own, Described):  # of a module all else is said by its class
+        more = ", ..." if len(others) > _MAX_NAMED else ""
+        count = f"{len(others):,} other value{'' if len(others) == 1 else 's'}"
+        lines.append(f"{count}{f' in {entry}' if path else ''}: {', '.join(others[:_MAX_NAMED])}{more}")
     return [*lines, *facts_of(source)]
+
+
+def _taken_apart(node: object, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Where tensors of several parts stand, which a state dict of plain ones holds as those parts."""
+    if isinstance(node, Mapping):
+        inside: Iterable[tuple[Hashable, object]] = node.items()
+    elif isinstance(node, (list, tuple)):
+        inside = enumerate(node)
+    else:
+        if isinstance(node, Described) and node.class_path in _TAKEN_APART:
+            yield path, node.class_path
+        return
+    for key, value in inside:
+        yield from _taken_apart(value, (*path, key))
+
+
+def shared_memory(tensors: Mapping[str, TensorSpec]) -> list[str]:
+    """Tensors that are other views of memory that an earlier one is of, a line each: no format keeps that they share.
+
+    Those that are one tensor under two names are tied, and not among these.
+    """
+    by_storage: dict[tuple[str, str], dict[StorageView, str]] = defaultdict(dict)
+    for name, spec in tensors.items():
+        if isinstance(spec.key, StorageView) and spec.numel:
+            by_storage[spec.key.file, spec.key.storage].setdefault(spec.key, name)
+    lines = []
+    for views in by_storage.values():
+        reach, owner = 0, ""
+        for view, name in sorted(views.items(), key=lambda item: (item[0].begin_bytes, -item[0].end_bytes)):
+            if view.begin_bytes < reach:
+                lines.append(f"{name} lies in the memory of {owner}: stored apart, no longer shared")
+            if view.end_bytes > reach:
+                reach, owner = view.end_bytes, name
+    return lines
 
 
 def facts_of(source: Source) -> list[str]:

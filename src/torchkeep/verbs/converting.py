@@ -16,7 +16,7 @@ from torchkeep.folder.parallel import default_threads
 from torchkeep.folder.read import FolderSource
 from torchkeep.folder.write import save_folder
 from torchkeep.tensors import Source, TensorSpec, tensors_of
-from torchkeep.verbs.contents import brief, contents_of, map_specs, rest_of, weights_in
+from torchkeep.verbs.contents import brief, contents_of, map_specs, rest_of, shared_memory, weights_in
 from torchkeep.verbs.drafting import draft_of_record, draft_of_tree
 from torchkeep.verbs.new_files import new_file, new_folder, refuse_taken
 from torchkeep.verbs.safetensors_files import untie, write_safetensors
@@ -223,7 +223,7 @@ class PlannedConversion:
             where, found = weights_in(opened, entry)
             tensors = self._tensors = {name: self._spec_of(spec) for name, spec in found.items()}
             losses = rest_of(opened, where, found)
-        losses += _tie_losses(self._kind, tensors)
+        losses += [*_tie_losses(self._kind, tensors), *shared_memory(tensors)]
         specs = [self._spec_of(spec) for spec in tensors.values()]
         if self._kind is not Target.DCP:  # it stores tied tensors twice
             specs = list({(spec.key, spec.dtype, spec.shape): spec for spec in specs}.values())

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 BLOCK_BYTES = max(4096, mmap.PAGESIZE)
-BOUNCE_BYTES = 2 * 2**20
+BOUNCE_BYTES = 2 * 2**20  # a large page, on most systems
 _STRIDE_BYTES = 2**19  # copied and hashed at once: both find it in the core's cache
 _DIRECT_FROM_BYTES = 2**20  # below that a wait for the disk costs more than the page cache
 _O_DIRECT: int = getattr(os, "O_DIRECT", 0)  # Linux
@@ -37,11 +37,34 @@ def as_bytes(buffer: memoryview) -> Bytes:
     return np.frombuffer(buffer, np.uint8)
 
 
-class BounceBuffers:
-    """Page-aligned buffers of `BOUNCE_BYTES`, made when first needed and lent to one thread at a time.
+def map_pages(nbytes: int) -> mmap.mmap:
+    """Page-aligned memory for the disk to read.
 
-    They are shared mappings: a fork while the kernel reads private pages would make the disk see another page.
+    A forked process does not get it: the disk may be reading it, and a copy on write would take the page away (open(2),
+    O_DIRECT).
     """
+    if not hasattr(mmap, "MADV_DONTFORK"):
+        return mmap.mmap(-1, nbytes)
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_DONTFORK)
+    return pages
+
+
+def _bounce_buffer(nbytes: int) -> Bytes:
+    """A buffer; one of full size lies in one large page where there are any, which the disk takes as one piece."""
+    if nbytes < BOUNCE_BYTES:
+        return as_bytes(memoryview(map_pages(nbytes)))
+    pages = map_pages(2 * BOUNCE_BYTES)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # the kernel may be built without
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    whole = as_bytes(memoryview(pages))
+    begin = -whole.ctypes.data % BOUNCE_BYTES
+    return whole[begin : begin + BOUNCE_BYTES]
+
+
+class BounceBuffers:
+    """Page-aligned buffers of `BOUNCE_BYTES`, made when first needed and lent to one thread at a time."""
 
     def __init__(self) -> None:
         self._idle: list[Bytes] = []
@@ -53,9 +76,9 @@ class BounceBuffers:
         try:
             buffer = self._idle.pop()
         except IndexError:
-            buffer = as_bytes(memoryview(mmap.mmap(-1, size)))
+            buffer = _bounce_buffer(size)
         if len(buffer) < size:
-            buffer = as_bytes(memoryview(mmap.mmap(-1, size)))
+            buffer = _bounce_buffer(size)
         try:
             yield buffer
         finally:

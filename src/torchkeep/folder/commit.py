@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from torchkeep.errors import CheckpointError, ConflictError, CorruptError, NotFoundError
-from torchkeep.folder.committed import Identity, read_record
+from torchkeep.folder.committed import Identity, read_summary
 from torchkeep.folder.durable import fsync_path
 from torchkeep.folder.record import Record
 from torchkeep.folder.refusals import in_the_way, refuse_foreign
@@ -95,7 +95,7 @@ def _flush_parent(target: Path) -> None:
 def _refuse_newer_folder(folder: Path, target: Path, record: Record, replaces: str | None) -> None:
     refuse_foreign(folder, target)
     try:
-        there = read_record(folder)
+        there = read_summary(folder)
     except (CorruptError, NotFoundError):
         return
     _refuse_newer(Identity(there.id, there.saved_at_ns), record.saved_at_ns, replaces, target)

@@ -58,7 +58,7 @@ class Identity(NamedTuple):
 def identity_at(folder: Path) -> str | None:
     """The id of the checkpoint at a path; None if there is none that can be read."""
     try:
-        return read_record(folder).id
+        return read_summary(folder).id
     except (NotFoundError, CorruptError, FormatError):
         return None
 

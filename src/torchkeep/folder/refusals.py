@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from torchkeep.errors import ConflictError, CorruptError, FormatError, NotFoundError
-from torchkeep.folder.committed import read_record
+from torchkeep.folder.committed import read_summary
 from torchkeep.folder.record import CONTENT_NAME, FILE_NAME, RECORD_BEGIN, RECORD_NAME
 
 
@@ -31,7 +31,7 @@ def refuse_foreign(folder: Path, target: Path | None = None) -> None:
 def _has_record(folder: Path) -> bool:
     """Whether a folder holds a record of ours, whole or damaged; a file of the same name may be anybody's."""
     try:
-        read_record(folder)
+        read_summary(folder)
     except NotFoundError:
         return False
     except FormatError:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from torchkeep.folder.aligned_file import map_pages
 from torchkeep.folder.draft import DraftTensor
 
 # Copied by one thread without asking for others: torch shares out 32,768 elements or more, and waits for all of them,
@@ -75,12 +76,7 @@ class StagingMemory:
 
 
 def _new_block(nbytes: int) -> Region:
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        tensor = torch.empty(nbytes, dtype=torch.uint8)
-        return Region(memoryview(tensor.numpy()), tensor)  # type: ignore[arg-type]  # as in Python 3.12, arrays are buffers
-    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_DONTFORK"):
-        pages.madvise(mmap.MADV_DONTFORK)
+    pages = map_pages(nbytes)
     return Region(memoryview(pages), torch.frombuffer(pages, dtype=torch.uint8))
 
 

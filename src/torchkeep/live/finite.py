@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
+from torchkeep.folder.draft import DraftTensor
 from torchkeep.folder.record import Entry
 from torchkeep.live.modules import named_parameters
 from torchkeep.tensors import TensorSpec
@@ -16,23 +17,21 @@ Name = tuple[str, str]  # group, tensor
 _PIECE_ELEMENTS = 1 << 15  # torch parallelises from here on, which would take the processors from the training
 
 
-def watched(
-    state: Mapping[str, object], entries: Mapping[str, Entry], specs: Mapping[Name, TensorSpec]
-) -> dict[Name, bool]:
-    """The tensors of a save that NaN makes useless, in order; true where inf does too.
+def watched(entry: Entry | None, value: object, group: Mapping[str, DraftTensor]) -> dict[str, bool]:
+    """The tensors of a group that NaN makes useless, in order; true where inf does too.
 
     A buffer may hold inf for good: the mask of an attention does.
+
+    Args:
+        entry: What the group is of; None for tensors that are of none.
+        value: The same, alive.
+        group: Its tensors.
     """
-    parameters = {
-        name: {each for each, _ in named_parameters(value)}
-        for name, value in state.items()
-        if isinstance(value, nn.Module)
-    }
-    return {
-        (group, name): entries[group].kind == "optimizer" or name in parameters.get(group, ())
-        for (group, name), spec in specs.items()
-        if group in entries and entries[group].kind in {"module", "optimizer"} and is_floating(spec)
-    }
+    if entry is None or entry.kind not in {"module", "optimizer"}:
+        return {}
+    parameters = {name for name, _ in named_parameters(value)} if isinstance(value, nn.Module) else set()
+    is_optimizer = entry.kind == "optimizer"
+    return {name: is_optimizer or name in parameters for name, tensor in group.items() if is_floating(tensor.spec)}
 
 
 def is_floating(spec: TensorSpec) -> bool:

@@ -18,6 +18,7 @@ from torchkeep.folder.draft import DraftTensor
 # Copied by one thread without asking for others: torch shares out 32,768 elements or more, and waits for all of them,
 # which on a busy machine costs more than the copy.
 _PIECE_ELEMENTS = 30_720
+_WORD = torch.complex128
 _WORTH_A_THREAD_BYTES = 4 * 2**20
 _SHARE_OF_FREE_MEMORY = 4
 
@@ -160,8 +161,9 @@ def copies_of(tensors: Sequence[tuple[DraftTensor, torch.Tensor]]) -> Copies:
 
 
 def _pieces(flat: torch.Tensor, other_offset: int) -> list[torch.Tensor]:
-    """Bytes cut into pieces that one thread copies, as whole words where they and what they go with are aligned."""
-    words = flat.nbytes // 8 if (flat.storage_offset() | other_offset) % 8 == 0 else 0
-    pieces = list(torch.split(flat[: 8 * words].view(torch.int64), _PIECE_ELEMENTS)) if words else []
-    rest = flat[8 * words :]
+    """Bytes cut into pieces that one thread copies, as the widest words where both sides are aligned."""
+    is_aligned = (flat.storage_offset() | other_offset) % _WORD.itemsize == 0
+    whole = flat.nbytes - flat.nbytes % _WORD.itemsize if is_aligned else 0
+    pieces = list(torch.split(flat[:whole].view(_WORD), _PIECE_ELEMENTS)) if whole else []
+    rest = flat[whole:]
     return pieces + (list(torch.split(rest, _PIECE_ELEMENTS)) if rest.numel() else [])

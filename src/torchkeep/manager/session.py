@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from torchkeep.errors import NotFoundError
 from torchkeep.folder.committed import read_record
+from torchkeep.folder.draft import Draft, DraftTensor
 from torchkeep.folder.parallel import default_threads, writing_threads
 from torchkeep.folder.policy_code import RETAIN_MEMBER, code_of
 from torchkeep.folder.record import RECORD_NAME
+from torchkeep.folder.write import Name
 from torchkeep.manager.drafting import Occasion, draft_of_state
 from torchkeep.manager.notices import warn
 from torchkeep.manager.ranks import Ranks, ranks_here
@@ -66,6 +68,7 @@ class Session:
         self._origin: object = None
         self._has_looked_around = False
         self._capture: Recapture | None = None
+        self._watched: dict[str, tuple[Mapping[str, DraftTensor], Mapping[str, bool]]] = {}
 
     @property
     def ranks(self) -> Ranks:
@@ -113,7 +116,6 @@ class Session:
 
     def save(self, occasion: Occasion, call: Call) -> SaveHandle:
         """Save now, once the save before has ended; see `CheckpointManager.save`."""
-        from torchkeep.live.finite import watched
         from torchkeep.live.recapture import Recapture
 
         self.ranks.together(self.folder.own, only_first=True)
@@ -125,11 +127,23 @@ class Session:
         self._capture = self._capture or Recapture(self.held)
         draft = draft_of_state(self.held, occasion, provenance, self.ranks, self._capture)
         self._miss_metrics(occasion)
-        specs = {(group, name): tensor.spec for group, of in draft.groups.items() for name, tensor in of.items()}
         self.last_save_seconds = time.monotonic()
-        handle = self.saver.begin(draft, occasion.step, watched(self.state, draft.entries, specs), call)
+        handle = self.saver.begin(draft, occasion.step, self._watch(draft), call)
         self.last_step = self.last_saved_step = occasion.step
         return handle
+
+    def _watch(self, draft: Draft) -> dict[Name, bool]:
+        """The tensors to look for NaN and inf in; a group that is the same mapping as before is not looked at again."""
+        from torchkeep.live.finite import watched
+
+        before = self._watched
+        self._watched = {
+            group: before[group]
+            if group in before and before[group][0] is tensors
+            else (tensors, watched(draft.entries.get(group), self.state.get(group), tensors))
+            for group, tensors in draft.groups.items()
+        }
+        return {(group, name): inf for group, (_, found) in self._watched.items() for name, inf in found.items()}
 
     def _miss_metrics(self, occasion: Occasion) -> None:
         for name in self.retain.metrics:

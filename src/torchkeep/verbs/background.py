@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from torchkeep.errors import CheckpointError
 from torchkeep.folder.shard_files import Progress
 from torchkeep.folder.write import Saved
+
+# A new thread keeps the interpreter until others insist, 5 ms later: the caller would be held as long.
+_CALLER_FIRST_SECONDS = 0.001
 
 
 class SaveHandle:
@@ -51,6 +55,7 @@ class SaveHandle:
         threading.Thread(target=self._run, name=f"torchkeep-save-{step}").start()
 
     def _run(self) -> None:
+        time.sleep(_CALLER_FIRST_SECONDS)
         try:
             self._saved = self._work()
         except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits

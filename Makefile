@@ -31,7 +31,7 @@ lint: venv
 	$(BIN)/mypy
 
 test: venv system-tools lint
-	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist worksteal
 
 # Minutes of it, and docs/reliability.md anew.
 campaign: venv system-tools

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from tests.campaign import Campaign, Collector
 
 from browser import find_chromium
@@ -17,11 +18,15 @@ from real_checkpoints import DownloadError, fetch
 
 # Workers share the cores already. Set before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if sys.platform == "linux":
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo asks for the address of this machine's name
 
 IN_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
 
-settings.register_profile("here", deadline=None, max_examples=50)
-settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, database=None, print_blob=True)
+# A machine that others use too is no reason to fail.
+PATIENT = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("here", PATIENT)
+settings.register_profile("ci", PATIENT, derandomize=True, database=None, print_blob=True)
 settings.load_profile("ci" if IN_CI else "here")
 
 

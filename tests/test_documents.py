@@ -105,7 +105,7 @@ def run_console(block: Block, name: str, environment: dict[str, str]) -> None:
             stderr=subprocess.STDOUT,
             text=True,
             env=environment,
-            timeout=120,
+            timeout=400,
             check=False,
         )
         where = f"{name}:{command.line}: $ {command.text}"

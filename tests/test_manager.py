@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -477,16 +478,21 @@ def test_a_run_folder_that_was_removed_meanwhile_is_said(tmp_path):
 
 
 def test_an_interrupt_while_a_save_is_waited_for_keeps_the_folder_locked_until_it_has_ended(tmp_path, monkeypatch):
-    flush = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (time.sleep(0.2), flush(descriptor)))
+    flush, may_flush = os.fsync, threading.Event()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (may_flush.wait(), flush(descriptor)))
     manager = tk.CheckpointManager(tmp_path, {"p": {"a": 1}})
     handle = manager.save(0)
     signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
-    with pytest.raises(KeyboardInterrupt):
+
+    def wait_and_be_interrupted() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
         manager.wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        wait_and_be_interrupted()
     with pytest.raises(ConflictError, match="another manager of this process is writing here"):
         tk.CheckpointManager(tmp_path, {"p": {"a": 1}}).resume()
+    may_flush.set()
     manager.close()
     assert handle.done
     assert steps(tmp_path) == [0]

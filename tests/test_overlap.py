@@ -61,7 +61,7 @@ def slow_copies(monkeypatch):
 
     def waiting(self, threads):
         if threading.current_thread().name.startswith("torchkeep-save"):
-            may_copy.wait(10)
+            may_copy.wait(100)
         run(self, threads)
 
     monkeypatch.setattr(Copies, "run", waiting)

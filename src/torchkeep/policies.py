@@ -193,9 +193,9 @@ class OnPreemption(SaveWhen):
 
     The manager's ``with`` block handles the signals: the first sets a flag and a deadline and nothing else.
     `after_step` then saves, waits for the commit, logs what it saved, and raises `torchkeep.errors.Preempted`, which
-    exits with 128 + the signal's number. A second signal, a second or more after the first, ends the process at once:
-    the last commit stays. `DataLoader` workers ignore the signals. When every rank of a group calls `after_step`, all
-    of them save at the same step, whichever of them got the signal.
+    exits with 128 + the signal's number. A second signal, three seconds or more after the first, ends the process at
+    once: the last commit stays. `DataLoader` workers ignore the signals. When every rank of a group calls `after_step`,
+    all of them save at the same step, whichever of them got the signal.
 
     Args:
         signals: Those that mean it.

@@ -43,10 +43,10 @@ def test_it_prints_the_address_serves_until_ctrl_c_and_ends_well(run, ending, fo
         address = told["address"]
     else:
         address = process.stdout.readline().strip()
-    with urllib.request.urlopen(f"{address}subject", timeout=20) as answer:
+    with urllib.request.urlopen(f"{address}subject", timeout=200) as answer:
         assert [each["step"] for each in json.load(answer)["checkpoints"]] == [10, 20]
     process.send_signal(ending)
-    rest, errors = process.communicate(timeout=20)
+    rest, errors = process.communicate(timeout=200)
     assert (process.returncode, rest) == (0, "")
     assert errors == "serving to this machine alone; Ctrl-C ends it\n"
 

@@ -35,7 +35,6 @@ from torchkeep.verbs.background import SaveHandle
 SAVED, REFUSED = 0, 10
 PR_SET_PDEATHSIG = 1
 RUN = SaveHandle._run
-os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 class Gate:
@@ -135,7 +134,7 @@ def save_step_on_two_ranks(path: Path, version: int, gate: Gate) -> None:
     if not partner:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         SaveHandle._run = RUN
-    dist.init_process_group("gloo", f"file://{rendezvous}", timedelta(seconds=60), 2, 0 if partner else 1)
+    dist.init_process_group("gloo", f"file://{rendezvous}", timedelta(seconds=300), 2, 0 if partner else 1)
     save_step(path, version)
     if not partner:
         os._exit(0)

@@ -113,14 +113,14 @@ class Victim:
             assert "attached" in said, said
             if self._ask(do="go"):
                 strace.terminate()  # the process goes on alone
-            strace.communicate(timeout=60)
+            strace.communicate(timeout=300)
         code = self._ask(do="end")
         lines = [match for line in self._trace.read_text().splitlines() if (match := CALL.match(line))]
         return code, [match["name"] for match in lines]
 
     def close(self) -> None:
         self._process.stdin.close()
-        self._process.wait(60)
+        self._process.wait(300)
         self._process.stdout.close()
 
 

@@ -76,9 +76,9 @@ print(lock.is_held, flush=True)
 
 
 @contextmanager
-def python(code: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+def python(code: str, folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", code, str(folder)]
+    command = [sys.executable, "-c", code, str(folder), *map(str, arguments)]
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -211,7 +211,7 @@ import threading
 import time
 from pathlib import Path
 from torchkeep.folder.lease import Lease
-lease = Lease(Path(sys.argv[1]), 0.6)
+lease = Lease(Path(sys.argv[1]), float(sys.argv[2]))
 print("held", flush=True)
 sys.stdin.readline()
 """
@@ -237,8 +237,11 @@ def test_a_run_is_saved_under_a_lease_that_goes_with_the_manager(no_locks, tmp_p
     assert sorted(os.listdir(tmp_path)) == [LOCK_NAME, "step-00000001", "step-00000002"]
 
 
-def test_a_lease_that_is_renewed_keeps_another_process_out_and_is_free_when_that_one_ends(no_locks, tmp_path):
-    with python(HOLD_LEASE, tmp_path) as process:
+def test_a_lease_that_is_renewed_keeps_another_process_out_and_is_free_when_that_one_ends(
+    no_locks, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(lease.Lease.__init__, "__defaults__", (6.0,))  # renewed once a second
+    with python(HOLD_LEASE, tmp_path, 6) as process:
         assert process.stdout.readline() == "held\n"
         with pytest.raises(ConflictError, match=rf"process {process.pid} on .* is writing here"):
             tk.CheckpointManager(tmp_path, {"all": {}}).resume()
@@ -247,7 +250,7 @@ def test_a_lease_that_is_renewed_keeps_another_process_out_and_is_free_when_that
 
 
 def test_a_lease_that_nobody_renews_is_taken_over_and_its_holder_learns_it_before_it_commits(no_locks, tmp_path):
-    with python(HOLD_LEASE, tmp_path) as process:
+    with python(HOLD_LEASE, tmp_path, 0.6) as process:
         assert process.stdout.readline() == "held\n"
         process.send_signal(signal.SIGSTOP)
         with tk.CheckpointManager(tmp_path, {"all": {"version": 1}}) as manager:

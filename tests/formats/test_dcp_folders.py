@@ -96,7 +96,7 @@ def sharded(tmp_path_factory):
         for rank in range(2)
     ]
     try:
-        assert [rank.communicate(timeout=120)[0] for rank in ranks] == [b"saved", b"saved"]
+        assert [rank.communicate(timeout=400)[0] for rank in ranks] == [b"saved", b"saved"]
     finally:
         for rank in ranks:
             rank.kill()

@@ -14,6 +14,7 @@ from tests.hostile import archives, pickles, safetensors_headers
 from tests.hostile.pickles import integer, stream, tensor
 from tests.hostile.refusal import open_and_read, refused
 from tests.hostile.safetensors_headers import entry, framed
+from tests.slowness import slowness
 
 from torchkeep.errors import CheckpointError, CorruptError, FormatError, NotFoundError, UnsafeError
 from torchkeep.formats import open_source
@@ -104,13 +105,13 @@ GREEDY = {
 def test_a_greedy_file_gets_neither_memory_nor_time(tmp_path, make):
     (tmp_path / "x").write_bytes(make())
     size = (tmp_path / "x").stat().st_size
-    seconds = []
-    while not seconds or (min(seconds) >= MOST_SECONDS and len(seconds) < 3):  # the best of three: others run beside
+    most_seconds, seconds = MOST_SECONDS * slowness(), []
+    while not seconds or (min(seconds) >= most_seconds and len(seconds) < 3):  # the best of three: others run beside
         before = time.process_time()
         with pytest.raises(CheckpointError):
             open_and_read(tmp_path / "x")
         seconds.append(time.process_time() - before)
-    assert min(seconds) < MOST_SECONDS
+    assert min(seconds) < most_seconds
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError):

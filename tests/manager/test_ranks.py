@@ -19,7 +19,8 @@ ROOT = PROGRAM.parent.parent.parent
 
 def launch(what, folder):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
     return subprocess.Popen(
         [*command, str(PROGRAM), what, str(folder)],
         env=environment,
@@ -33,7 +34,7 @@ def launch(what, folder):
 def results_of(what, folder):
     process = launch(what, folder)
     try:
-        told, _ = process.communicate(timeout=120)
+        told, _ = process.communicate(timeout=400)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -74,13 +75,13 @@ def test_what_fails_on_one_rank_is_an_error_on_every_rank_and_all_go_on(tmp_path
 def test_the_launcher_that_is_ended_ends_every_rank_after_one_save(tmp_path):
     process = launch("forever", tmp_path / "run")
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while not all((tmp_path / f"running-{rank}").exists() for rank in range(2)):
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGTERM)
-        told, _ = process.communicate(timeout=60)
+        told, _ = process.communicate(timeout=300)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from tests.slowness import slowness
 
 from torchkeep.planning import Pair, make_plan
 from torchkeep.rules import Rename, Skip
@@ -160,12 +161,12 @@ def test_a_thousand_tensors_take_less_than_a_second():
     checkpoint = {f"transformer.h.{i}.part{j}.weight": spec(64) for i in range(100) for j in range(10)}
     model = {f"model.layers.{i}.block{j}.weight": spec(64) for i in range(100) for j in range(10)}
     plan = make_plan({"": Pair(checkpoint, {**model, "new": spec(3)}, "module", "Net")}, [], source="ckpt")
-    seconds = []
-    while not seconds or (min(seconds) >= 1 and len(seconds) < 3):  # the best of three: others run beside
+    most_seconds, seconds = slowness(), []
+    while not seconds or (min(seconds) >= most_seconds and len(seconds) < 3):  # the best of three: others run beside
         begin = time.process_time()
         rules = plan.suggest()
         seconds.append(time.process_time() - begin)
-    assert min(seconds) < 1
+    assert min(seconds) < most_seconds
     assert plan.with_rules(*rules).fresh == ("new",)
     assert Skip("new") in rules
 
@@ -388,4 +389,4 @@ def test_deep_names_take_no_longer_than_others():
     )
     begin = time.process_time()
     plan.suggest()
-    assert time.process_time() - begin < 1
+    assert time.process_time() - begin < slowness()

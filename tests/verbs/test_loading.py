@@ -117,7 +117,7 @@ def test_a_sharded_model_of_one_process_saves_and_loads_like_the_bare_one(tmp_pa
     bare, sharded = tmp_path / "bare", tmp_path / "sharded"
     tk.save(net(), bare)
     command = [sys.executable, str(script), str(bare), str(sharded), str(int(original_parameters))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
     assert (done.returncode, done.stdout) == (0, "1.0\n"), done.stderr
     other = net(seed=1)
     assert tk.load(sharded, into=other).plan.coverage == 1.0

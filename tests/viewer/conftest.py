@@ -64,7 +64,7 @@ def server(run):
 @pytest.fixture(scope="module")
 def browser(chromium):
     """Give one Chromium for a module; it ends with it, since Playwright keeps an event loop running."""
-    expect.set_options(timeout=30_000)
+    expect.set_options(timeout=120_000)
     with started(chromium) as opened:
         yield opened
 
@@ -83,7 +83,7 @@ def visit(browser):
     ):
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(120_000)
         page = context.new_page()
         page.on("console", lambda said: (allowed and allowed in said.text) or faults.append(f"console: {said.text}"))
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))

@@ -50,4 +50,4 @@ def serving(*paths: os.PathLike[str]) -> Iterator[Server]:
 def torchkeep(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     command = [sys.executable, "-m", "torchkeep.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)

@@ -15,7 +15,7 @@ from torchkeep.viewer.answers import QUESTIONS
 
 def ask(server, path: str, *, method: str = "GET", headers: dict[str, str] | None = None, token: str | None = None):
     """Send one request; the status, headers and body that come back."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=200)
     place = f"/{server.token if token is None else token}/{path}"
     connection.request(method, place, headers=headers or {})
     answer = connection.getresponse()
@@ -64,7 +64,7 @@ def test_a_name_that_somebody_lets_point_here_is_refused_though_it_has_the_token
 
 
 def test_without_a_host_header_nothing_is_answered(server):
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as raw:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=200) as raw:
         raw.sendall(f"GET /{server.token}/ HTTP/1.0\r\n\r\n".encode())
         assert raw.makefile("rb").readline().split()[1] == b"421"
 
@@ -79,7 +79,7 @@ def test_without_the_token_there_is_nothing(server, token, path):
 
 
 def test_a_path_of_any_bytes_is_refused(server):
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as raw:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=200) as raw:
         raw.sendall(b"GET /\xff\xc3\xa9/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert raw.makefile("rb").readline().split()[1] == b"404"
 

@@ -13,7 +13,7 @@ from typing import Self
 from torchkeep.manager.notices import warn
 from torchkeep.policies import OnPreemption
 
-_REPEAT_SECONDS = 1.0  # a launcher passes on the very signal that its whole group got
+_REPEAT_SECONDS = 3.0  # a launcher passes on the very signal that its whole group got
 _LOADERS = ("torch.utils.data.", "torchdata.")
 _watching: list[SignalWatch] = []  # for the one hook that a process can have after a fork
 

@@ -7,10 +7,10 @@ tensor leaves are `TensorSpec`, and one verb that reads the bytes of a tensor in
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sized
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from torchkeep.errors import LimitError
 
@@ -181,6 +181,34 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of open files; harmless when called twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where the bytes of a tensor lie in a file as they are in memory: C order, native endian.
+
+    Attributes:
+        descriptor: The file, open for reading; it stays the source's.
+        begin: Where the first byte stands.
+    """
+
+    descriptor: int
+    begin: int
+
+
+@runtime_checkable
+class Mappable(Protocol):
+    """What a `Source` can do too where tensors may be used in its files, without being read."""
+
+    def extent_of(self, spec: TensorSpec) -> Extent | None:
+        """Where a tensor lies; None for one that has to be read to become what it is."""
+
+    def check(self, specs: Iterable[TensorSpec], threads: int = 1, /) -> None:
+        """Compare what lies in files with the checksums that the format has, without keeping it.
+
+        Raises:
+            CorruptError: It differs.
+        """
 
 
 MAX_REPEATED_VALUES = 1_000_000

@@ -16,7 +16,7 @@ from torchkeep.folder.digests import chunk_ranges, digest_of
 from torchkeep.folder.record import Record, StoredTensor, decode_record
 from torchkeep.folder.shards import file_order, header_of, single_file_names
 from torchkeep.folder.values import decode
-from torchkeep.tensors import Described, TensorSpec, check_range
+from torchkeep.tensors import Described, Extent, TensorSpec, check_range
 
 RECORD_KEY = "torchkeep"  # of a single file's __metadata__
 
@@ -123,6 +123,11 @@ class FolderSource:
         descriptor, begin = self._place_of(stored)
         status = os.fstat(descriptor)
         return status.st_dev, status.st_ino, begin, begin + stored.nbytes
+
+    def extent_of(self, spec: TensorSpec) -> Extent:
+        """Where a tensor lies in its file."""
+        group, name = cast("tuple[str, str]", spec.key)
+        return Extent(*self._place_of(self.record.tensors[group][name]))
 
     def check(self, specs: Iterable[TensorSpec], threads: int = 1) -> None:
         """Check the digests of some tensors without keeping their bytes.

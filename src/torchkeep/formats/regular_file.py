@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torchkeep.errors import CorruptError, FormatError, NotFoundError, typed
 from torchkeep.formats.faults import MalformedError
+from torchkeep.tensors import Extent
 
 _READ_AHEAD_BYTES = 1 << 18
 _MAX_LINE_BYTES = 1 << 16
@@ -74,6 +75,10 @@ class RegularFile:
                 "the file was changed while it was read", where=self.path, remedy="open it again when it is complete"
             )
 
+    def extent(self, begin: int) -> Extent:
+        """What stands at `begin`, for whoever maps it."""
+        return Extent(self._descriptor, begin)
+
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             self.close()
@@ -109,6 +114,10 @@ class FilePart(RegularFile):
                 remedy=READ_AGAIN,
             )
         self._whole.read_into(self._begin + begin, buffer)
+
+    def extent(self, begin: int) -> Extent:
+        """What stands at `begin` of the part, in the whole."""
+        return self._whole.extent(self._begin + begin)
 
     def close(self) -> None:
         """Leave the file to whoever opened it."""

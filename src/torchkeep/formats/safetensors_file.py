@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torchkeep.errors import CorruptError, FormatError, LimitError
 from torchkeep.formats.regular_file import READ_AGAIN, RegularFile
 from torchkeep.formats.storage_views import StorageView, check_booleans, to_native
-from torchkeep.tensors import DTYPE_OF_CODE, TensorSpec, bits_of, check_range
+from torchkeep.tensors import DTYPE_OF_CODE, Extent, TensorSpec, bits_of, check_range
 
 _LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -67,6 +67,20 @@ class SafetensorsFile:
         if sys.byteorder == "big":
             to_native(StorageView("", spec.dtype, 0, (spec.numel,), (1,)), flat, "little")
         check_booleans(spec.dtype, flat, self.path)
+
+    def extent_of(self, spec: TensorSpec) -> Extent | None:
+        """Where a tensor lies in the file; None where bytes have to be put in order or looked at."""
+        if spec.dtype == "bool" or sys.byteorder != "little":
+            return None
+        return self._file.extent(self._data_at + self._ranges[str(spec.key)][0])
+
+    def check(self, _specs: Iterable[TensorSpec], _threads: int = 1) -> None:
+        """Ask whether the file is still the one that was opened: there are no checksums.
+
+        Raises:
+            CorruptError: It was changed.
+        """
+        self._file.read_into(0, memoryview(bytearray()))
 
     def close(self) -> None:
         """Let go of the file; harmless when called twice."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from torchkeep.errors import CorruptError, FormatError
@@ -22,7 +23,7 @@ from torchkeep.formats.storage_views import (
 from torchkeep.formats.torch_pickle import TorchVocabulary
 from torchkeep.formats.torchscript import with_transients
 from torchkeep.formats.zip_directory import STORED, Member, check_crc32, data_begin, read_directory, read_member
-from torchkeep.tensors import TensorSpec
+from torchkeep.tensors import Extent, TensorSpec
 
 _MAX_VERSION = 10
 _PIECE_BYTES = 1 << 20
@@ -125,6 +126,28 @@ class TorchZip:
             self._read_stored(view, member, flat)
         to_native(view, flat, self._byteorder)
         check_booleans(view.dtype, flat, self.path)
+
+    def extent_of(self, spec: TensorSpec) -> Extent | None:
+        """Where a tensor lies in the file; None where bytes have to be put in order, inflated or looked at."""
+        view = spec.key
+        if not isinstance(view, StorageView) or view.dtype == "bool" or self._byteorder != sys.byteorder:
+            return None
+        member = self._members[f"{self._folder}data/{view.storage}"]
+        if member.method != STORED or view.negated or view.conjugated or not is_contiguous(view.shape, view.stride):
+            return None
+        return self._file.extent(data_begin(self._file, member) + view.begin_bytes)
+
+    def check(self, specs: Iterable[TensorSpec], _threads: int = 1) -> None:
+        """Compare the storages of some tensors with their CRC-32, each once.
+
+        Raises:
+            CorruptError: One differs.
+        """
+        storages = {spec.key.storage for spec in specs if isinstance(spec.key, StorageView)}
+        for member in (self._members[f"{self._folder}data/{storage}"] for storage in sorted(storages)):
+            if member.name not in self._checked:
+                self._check(member, data_begin(self._file, member))
+                self._checked.add(member.name)
 
     def close(self) -> None:
         """Let go of the file; harmless when called twice."""

@@ -14,6 +14,7 @@ from torch import nn
 from torchkeep.errors import CorruptError
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import FolderSource
+from torchkeep.live.mapped import MappedFiles
 from torchkeep.live.memory import empty_for, memory_of, takes_bytes_of
 from torchkeep.live.packed import pack
 from torchkeep.tensors import Described, Source, TensorSpec
@@ -30,10 +31,12 @@ class Builder:
     Args:
         source: The opened checkpoint.
         device: Where tensors go; the file's own tag is never followed.
+        mapped: Where tensors of no other memory lie, if not in memory of their own.
     """
 
-    def __init__(self, source: Source, device: torch.device | str = "cpu") -> None:
+    def __init__(self, source: Source, device: torch.device | str = "cpu", mapped: MappedFiles | None = None) -> None:
         self.source = source
+        self._mapped = mapped
         self.device = _usable(device)
         self._built: dict[tuple[Hashable, bool, bool, str], torch.Tensor] = {}
         self._gathered: Gathered | None = None
@@ -52,6 +55,8 @@ class Builder:
         finally:
             self._gathered = None
         gathered.read(threads)
+        if self._mapped is not None:
+            self._mapped.check(threads)
         self._unread.clear()
 
     def tensor(self, spec: TensorSpec) -> torch.Tensor:
@@ -91,6 +96,9 @@ class Builder:
         if self._gathered is None:
             return self.fill(spec, target)
         if target is None:
+            mapped = None if self._mapped is None else self._mapped.tensor(spec)
+            if mapped is not None:
+                return self._finish(mapped, spec)
             if self.device.type != "cpu" or spec.memory_format in MEMORY_FORMATS:
                 return self._finish(self.read(spec), spec)
             target = empty_for(spec)

@@ -77,6 +77,7 @@ def load(
     strict: bool = True,
     min_coverage: float = 0.5,
     map_location: str | torch.device | None = None,
+    mmap: bool = False,
     io_threads: int | None = None,
 ) -> Any:  # noqa: ANN401 - what was saved, as torch.load gives it
     """Load a checkpoint of any format: as it was saved, or into objects that exist.
@@ -90,6 +91,10 @@ def load(
         strict: Raise at any difference. False takes what fits and reports the rest.
         min_coverage: With ``strict=False``, the least share, by elements, of the model or of the entry that must fit.
         map_location: Where tensors go that have no home: the CPU if None, never the device in the file.
+        mmap: Without `into`, let tensors lie in the file, which is checked and not copied: memory is shared with every
+            process that does the same, and taken only where somebody writes, which the file does not see. What is not
+            in the file as it is in memory (booleans of other formats, strided views) is read. The file must stay as
+            it is: torchkeep never writes into a checkpoint, and a removed one stays readable here.
         io_threads: Threads that read and check; by default one per processor, at most 8.
 
     Returns:
@@ -99,6 +104,7 @@ def load(
         PlanError: It does not fit; every difference is listed.
         CorruptError, UnsafeError, LimitError, FormatError, NotFoundError: As for `open`, or tensors are damaged.
         TypeError: A value in `into` that nothing can be loaded into.
+        ValueError: `mmap` together with `into`, whose memory exists.
         In every case nothing was touched: all differences are found and all needed bytes checked first.
 
     Example:
@@ -110,10 +116,14 @@ def load(
         (12, 1.0, ())
     """
     from torchkeep.live.build import Builder
+    from torchkeep.live.mapped import MappedFiles
 
+    if mmap and into is not None:
+        raise ValueError("mmap=True goes without into: objects that exist have their memory, and are filled in place")
     source = open_source(path)
     threads = io_threads or default_threads()
-    builder = Builder(source, "cpu" if map_location is None else map_location)
+    mapped = MappedFiles(source) if mmap else None
+    builder = Builder(source, "cpu" if map_location is None else map_location, mapped)
     if into is None:
         try:
             with builder.gathering(threads):

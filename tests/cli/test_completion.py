@@ -90,7 +90,7 @@ class Terminal:
 
     def wait_for(self, text):
         """Wait until a text is shown; what was shown till then."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while text not in self._shown:
             if time.monotonic() > end:
                 raise AssertionError(f"{text!r} is not shown: {self._shown!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,9 +67,11 @@ def _torch_file_with(stream: bytes, folder: Path) -> bytes:
     return (folder / "evil.zip").read_bytes()
 
 
-def torchkeep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def torchkeep(folder: Path, *arguments: str, as_anybody: bool = False) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(SRC)}
     command = [sys.executable, "-m", "torchkeep.cli", *arguments]
+    if as_anybody and os.geteuid() == 0:  # without what lets root pass over permissions
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
@@ -117,7 +120,25 @@ def torchkeep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
             '--rename: Rename: the pattern "(" is no regular',
         ),
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
-        ([], 2, "the following arguments are required: VERB"),
+        ([], 2, "    show      show what is in a checkpoint of any format"),
+        (["show", "good.pt", "--jsn"], 2, "usage: torchkeep show [-h] [--stats] [--json] PATH"),
+        (
+            ["ls", "good.pt"],
+            3,
+            "good.pt: a file, not a run folder\n  hint: to look into a checkpoint: torchkeep show good",
+        ),
+        (["prune", "good.pt"], 3, "good.pt: a file, not a run folder"),
+        (["tag", "good.pt", "x"], 3, "no torchkeep checkpoint here\n  hint: name a folder that torchkeep saved"),
+        (["tag", "run/step-00000010", ""], 2, "a tag is a name of one character or more; nothing was changed"),
+        (["plan", "good.pt", "factories:fits", "--replay", "text.pt"], 3, "text.pt: a recorded plan is JSON"),
+        (
+            ["diff", "good.pt", "good.pt", "--plan", "absent"],
+            3,
+            "absent: no such file\n  hint: torchkeep plan ... --json",
+        ),
+        (["convert", "good.pt", "ckpt"], 1, "ckpt: something is there already"),
+        (["view", "good.pt", "--export", "text.pt"], 1, "text.pt: not a page; it was left as it is"),
+        (["view", "good.pt", "--export", "absent/x.html"], 3, "absent: there is no such folder\n  hint: make it first"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -131,6 +152,45 @@ def test_each_command_exits_with_its_code_and_says_why_on_stderr_without_a_trace
     if code in {2, 3} or not said:
         assert bool(done.stdout) == (code not in {2, 3})
     assert not (folder / "ran").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may do everything")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "good.pt"], "good.pt: cannot be read: Permission denied"),
+        (["diff", "mine.pt", "mine.pt", "--plan", "good.pt"], "good.pt: cannot be read: Permission denied"),
+        (["convert", "mine.pt", "new.pt"], "new.pt: the checkpoint was not saved: Permission denied"),
+        (["view", "mine.pt", "--export", "new.html"], "new.html: the page was not written: Permission denied"),
+        (["prune", "run"], "the run cannot be locked; nothing was removed: Permission denied"),
+        (["tag", "run/step-00000010", "x"], "the tags were not changed: Permission denied"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_may_not_be_read_or_written_is_said_without_a_traceback(arguments, said, folder, tmp_path):
+    place = tmp_path / "place"
+    shutil.copytree(folder, place)
+    shutil.copy(folder / "good.pt", place / "mine.pt")
+    (place / "good.pt").chmod(0)
+    (place / "run" / ".lock").unlink()
+    for closed in (place, place / "run"):
+        closed.chmod(0o555)
+    try:
+        done = torchkeep(place, *arguments, as_anybody=True)
+    finally:
+        for closed in (place, place / "run"):
+            closed.chmod(0o755)
+    assert said in done.stderr
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("closed", "arguments", "code"), [(">&-", "show good.pt", 0), ("2>&-", "show absent.pt", 3)])
+def test_a_stream_that_is_closed_is_written_nowhere(closed, arguments, code, folder):
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    command = f"{sys.executable} -m torchkeep.cli {arguments} {closed}"
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_a_damaged_tensor_is_said_where_it_stands_and_the_others_are_there(tmp_p
 
 def test_a_file_that_is_there_is_replaced_in_one_step_and_keeps_to_the_umask(run, tmp_path):
     target = tmp_path / "report.html"
-    target.write_text("old")
+    target.write_text("<!doctype html>old")
     inode = target.stat().st_ino
     export_page(Subject(run), target)
     mask = os.umask(0)
@@ -85,6 +85,10 @@ def test_what_is_no_file_is_left_and_an_absent_folder_is_said(run, tmp_path):
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(ConflictError, match="not a file; it was left as it is"):
         export_page(Subject(run), tmp_path / "folder.html")
+    (tmp_path / "weights.html").write_bytes(b"of somebody")
+    with pytest.raises(ConflictError, match="not a page; it was left as it is"):
+        export_page(Subject(run), tmp_path / "weights.html")
+    assert (tmp_path / "weights.html").read_bytes() == b"of somebody"
     with pytest.raises(NotFoundError, match="there is no such folder"):
         export_page(Subject(run), tmp_path / "absent" / "report.html")
 

@@ -35,9 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         torchkeep ...
         0
     """
+    _open_streams()
     try:
         given = sys.argv[1:] if argv is None else list(argv)
-        arguments = make_parser(given[0] if given else None).parse_args(given)
+        parser = make_parser(given[0] if given else None)
+        if not given:
+            parser.print_help(sys.stderr)
+            return UsageError.exit_code
+        arguments, unknown = parser.parse_known_args(given)
+        if unknown:
+            arguments.error(f"unrecognized arguments: {' '.join(unknown)}")
     except SystemExit as asked:  # argparse has printed help, the version, or what is wrong.
         return asked.code if isinstance(asked.code, int) else UsageError.exit_code
     try:
@@ -83,6 +90,13 @@ class _Version(argparse.Action):
 
         say(f"{parser.prog} {__version__}")
         parser.exit()
+
+
+def _open_streams() -> None:
+    """Whoever closed a stream wants nothing of it; and no file of ours may get its number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
 
 
 def _forget_stdout() -> None:

@@ -41,7 +41,7 @@ def add_verb(
         epilog="\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, error=parser.error)
     return parser
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from torchkeep.cli.console import UsageError, Verbs, add_verb, has_colour, say, say_json, tell, write
 from torchkeep.cli.tables import Column, table, terminal_width
-from torchkeep.errors import NotFoundError, PlanError
+from torchkeep.errors import CheckpointError, FormatError, NotFoundError, PlanError, typed
 from torchkeep.tensors import printable
 
 if TYPE_CHECKING:
@@ -151,19 +151,27 @@ def recorded(file: str, rules: Sequence[Rule], option: str = "--replay") -> str:
     """The text of a recorded plan, of which the rules are taken.
 
     Raises:
-        UsageError: Other rules are given as well, or it cannot be read.
+        UsageError: Other rules are given as well.
         NotFoundError: There is no such file.
+        FormatError: It is no recorded plan.
+        CheckpointError: The operating system refused.
     """
     if rules:
         raise UsageError(f"{option} takes the rules of the recorded plan, so no others can be given")
+    from torchkeep.planning.recorded import read_recorded
+
     try:
-        return Path(file).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            "no such file", where=file, remedy="torchkeep plan ... --json > FILE records one"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: {error}") from error
+        with typed("cannot be read", file):
+            text = Path(file).read_text(encoding="utf-8", errors="replace")
+        read_recorded(text)
+    except FormatError as error:
+        raise FormatError(error.what, where=file, remedy=error.remedy) from error
+    except CheckpointError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        remedy = "torchkeep plan ... --json > FILE records one"
+        raise NotFoundError("no such file", where=file, remedy=remedy) from error
+    return text
 
 
 def text_of(made: LoadPlan, width: int) -> str:

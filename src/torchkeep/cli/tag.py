@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from torchkeep.cli.console import Verbs, add_verb, say, say_json
+from torchkeep.cli.console import UsageError, Verbs, add_verb, say, say_json
 
 
 def add_to(verbs: Verbs) -> None:
@@ -34,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     from torchkeep.folder.committed import read_record, tags_of
 
     path = Path(arguments.checkpoint)
+    if "" in arguments.tags and not arguments.remove:
+        raise UsageError("tag: a tag is a name of one character or more; nothing was changed")
     if arguments.tags:
         gone, new = (arguments.tags, []) if arguments.remove else ([], arguments.tags)
         tags = change_tags(path, add=new, remove=gone)

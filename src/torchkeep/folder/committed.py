@@ -34,7 +34,8 @@ def _read(folder: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError("no torchkeep checkpoint here", where=folder) from error
+        remedy = "name a folder that torchkeep saved; torchkeep ls RUN lists those of a run"
+        raise NotFoundError("no torchkeep checkpoint here", where=folder, remedy=remedy) from error
     except OSError as error:
         if error.errno not in {errno.ELOOP, errno.ENXIO}:
             raise

@@ -81,7 +81,7 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         NotFoundError: There is no such folder.
-        FormatError: It is a checkpoint, not a run folder.
+        FormatError: It is a checkpoint or a file, not a run folder.
     """
     with typed("cannot be read", folder):
         found, passed_over = _read(folder, read_record)
@@ -101,8 +101,7 @@ def _read(
     if os.path.lexists(folder / RECORD_NAME):
         whose = f", and its run folder is {folder.parent}" if is_step_name(folder.name) else ""
         raise FormatError(f"a checkpoint, not a run folder{whose}", where=folder, remedy="name a folder of checkpoints")
-    if not folder.is_dir():
-        raise NotFoundError("there is no run folder here", where=folder, remedy="check the path")
+    refuse_no_folder(folder)
     found: list[tuple[int, Path, _Either]] = []
     passed_over: list[tuple[Path, CheckpointError]] = []
     for step, path in sorted(_step_folders(folder)):
@@ -117,6 +116,22 @@ def _read(
             continue
         found.append((step, path, record))
     return found, tuple(passed_over)
+
+
+def refuse_no_folder(folder: Path) -> None:
+    """Refuse what can be no run.
+
+    Raises:
+        NotFoundError: Nothing is there.
+        FormatError: A file is.
+    """
+    if folder.is_dir():
+        return
+    if os.path.lexists(folder):
+        raise FormatError(
+            "a file, not a run folder", where=folder, remedy=f"to look into a checkpoint: torchkeep show {folder}"
+        )
+    raise NotFoundError("there is no run folder here", where=folder, remedy="check the path")
 
 
 def _step_folders(folder: Path) -> Iterator[tuple[int, Path]]:

@@ -8,14 +8,14 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchkeep.errors import CorruptError, FormatError, NotFoundError
+from torchkeep.errors import CorruptError, FormatError, NotFoundError, typed
 from torchkeep.folder.amending import without_optimizers
 from torchkeep.folder.committed import read_record
 from torchkeep.folder.lock import RunLock
 from torchkeep.folder.policy_code import code_of, policy_of_run
 from torchkeep.folder.recovery import recover
 from torchkeep.folder.retention import Candidate, Decision, RetentionPolicy, decide
-from torchkeep.folder.runs import Listing, list_run, step_name
+from torchkeep.folder.runs import Listing, list_run, refuse_no_folder, step_name
 from torchkeep.folder.thinning import candidate_of, files_of, thin
 from torchkeep.tensors import format_bytes, printable
 from torchkeep.verbs.verifying import verify
@@ -95,9 +95,9 @@ def prune(run: str | os.PathLike[str], policy: RetentionPolicy | None = None, *,
     folder = Path(os.path.realpath(Path(run).expanduser()))
     if dry_run:
         return _prune(folder, policy, dry_run=True)
-    if not folder.is_dir():
-        raise NotFoundError("there is no run folder here", where=folder, remedy="check the path")
-    lock = RunLock(folder)
+    refuse_no_folder(folder)
+    with typed("the run cannot be locked; nothing was removed", folder):
+        lock = RunLock(folder)
     try:
         recover(folder)
         return _prune(folder, policy, dry_run=False)

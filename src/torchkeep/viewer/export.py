@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchkeep.errors import CheckpointError, ConflictError, NotFoundError
+from torchkeep.errors import CheckpointError, ConflictError, NotFoundError, typed
 from torchkeep.folder.parallel import default_threads, in_parallel
 from torchkeep.viewer.answers import Line, answer, fault_of, key_of
 from torchkeep.viewer.page import render
 from torchkeep.viewer.subject import FILE, Subject
+
+_BEGIN = b"<!doctype html"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +46,18 @@ def export_page(
 
     Args:
         subject: What is shown.
-        path: The ``.html`` file; one that is there is replaced in one step, anything else is not.
+        path: The ``.html`` file; a page that is there is replaced in one step, anything else is not.
         compare: Ids of the checkpoint compared with and of the one shown. Without it the newest is shown, and compared
             with the first file beside the run, else with the run's first checkpoint.
         progress: Told how many tensors of all are done.
 
     Raises:
         NotFoundError: There is no checkpoint to show, or no folder to write into.
-        ConflictError: Something else than a file is at `path`.
-        CheckpointError: A checkpoint cannot be read.
+        ConflictError: Something else than a page is at `path`.
+        CheckpointError: A checkpoint cannot be read, or the file not be written.
     """
     target = Path(path)
-    if target.exists() and not target.is_file():
-        raise ConflictError("not a file; it was left as it is", where=target, remedy="name another file")
+    _refuse_other(target)
     before, at = compare or _newest_pair(subject)
     page = render(_answers(subject, before, at, progress)).encode()
     _replace(target, page)
@@ -103,13 +104,26 @@ def _answers(
     return found
 
 
+def _refuse_other(target: Path) -> None:
+    """Refuse a path at which something is that is no page: a slip of the hand must not cost a checkpoint."""
+    if not target.parent.is_dir():
+        raise NotFoundError("there is no such folder", where=target.parent, remedy="make it first")
+    if not os.path.lexists(target):
+        return
+    if not target.is_file():
+        raise ConflictError("not a file; it was left as it is", where=target, remedy="name another file")
+    with typed("cannot be read", target), target.open("rb") as file:
+        begin = file.read(len(_BEGIN))
+    if begin and begin.lower() != _BEGIN:
+        raise ConflictError("not a page; it was left as it is", where=target, remedy="name another file")
+
+
 def _replace(target: Path, content: bytes) -> None:
     staged = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
-    try:
-        with staged.open("xb") as file:
-            file.write(content)
-        staged.replace(target)
-    except FileNotFoundError as error:
-        raise NotFoundError("there is no such folder", where=target.parent, remedy="make it first") from error
-    finally:
-        staged.unlink(missing_ok=True)
+    with typed("the page was not written", target):
+        try:
+            with staged.open("xb") as file:
+                file.write(content)
+            staged.replace(target)
+        finally:
+            staged.unlink(missing_ok=True)

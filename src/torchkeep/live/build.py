@@ -14,6 +14,7 @@ from torch import nn
 from torchkeep.errors import CorruptError
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import FolderSource
+from torchkeep.live.gpus import fill_gpu, takes_pieces
 from torchkeep.live.mapped import MappedFiles
 from torchkeep.live.memory import empty_for, memory_of, takes_bytes_of
 from torchkeep.live.packed import pack
@@ -86,6 +87,8 @@ class Builder:
             self.source.read_into(spec, memory_of(target))
             # Autograd must see that the memory changed, as after copy_.
             torch.autograd.graph.increment_version(target)
+        elif takes_pieces(spec, target):
+            fill_gpu(self.source, spec, target)
         else:
             with torch.no_grad():
                 target.copy_(self.read(spec))

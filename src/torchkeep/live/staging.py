@@ -14,6 +14,7 @@ import torch
 
 from torchkeep.folder.aligned_file import map_pages
 from torchkeep.folder.draft import DraftTensor
+from torchkeep.live.gpus import copy_from_gpus, pin, unpin
 
 # Copied by one thread without asking for others: torch shares out 32,768 elements or more, and waits for all of them,
 # which on a busy machine costs more than the copy.
@@ -29,6 +30,7 @@ class Region:
 
     memory: memoryview
     tensor: torch.Tensor
+    is_pinned: bool = False
 
 
 class StagingMemory:
@@ -51,6 +53,16 @@ class StagingMemory:
         """What it takes now."""
         return sum(len(block.memory) for block in self._blocks)
 
+    def __del__(self) -> None:
+        if os.getpid() == self._process:
+            for index in reversed(range(len(self._blocks))):
+                self._drop(index)
+
+    def _drop(self, index: int) -> None:
+        block = self._blocks.pop(index)
+        if block.is_pinned:
+            unpin(block.tensor)
+
     def reset(self) -> None:
         """Give all regions back; what was in them is lost."""
         if os.getpid() != self._process:  # forked: the memory is not here
@@ -68,7 +80,8 @@ class StagingMemory:
         if self.nbytes + size > self.budget_bytes:
             unused = [index for index, used in enumerate(self._used) if used == 0]
             for index in reversed(unused):
-                del self._blocks[index], self._used[index]
+                self._drop(index)
+                del self._used[index]
             if self.nbytes + size > self.budget_bytes:
                 return None
         self._blocks.append(_new_block(size))
@@ -78,7 +91,8 @@ class StagingMemory:
 
 def _new_block(nbytes: int) -> Region:
     pages = map_pages(nbytes)
-    return Region(memoryview(pages), torch.frombuffer(pages, dtype=torch.uint8))
+    tensor = torch.frombuffer(pages, dtype=torch.uint8)
+    return Region(memoryview(pages), tensor, is_pinned=torch.cuda.is_initialized() and pin(tensor))  # type: ignore[no-untyped-call]
 
 
 def default_budget_bytes() -> int:
@@ -101,17 +115,32 @@ def _free_bytes_of_machine() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Pairs of tensors, each to be copied from the second into the first, and the bytes of all."""
+    """Pairs of tensors, each to be copied from the second into the first.
+
+    Attributes:
+        into: Where those of the CPU go.
+        sources: Those.
+        nbytes: The bytes of all of them.
+        from_gpus: Pairs, the second on a GPU.
+    """
 
     into: tuple[torch.Tensor, ...]
     sources: tuple[torch.Tensor, ...]
     nbytes: int
+    from_gpus: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
 
     def __add__(self, other: Copies) -> Copies:
-        return Copies(self.into + other.into, self.sources + other.sources, self.nbytes + other.nbytes)
+        return Copies(
+            self.into + other.into,
+            self.sources + other.sources,
+            self.nbytes + other.nbytes,
+            self.from_gpus + other.from_gpus,
+        )
 
     def run(self, threads: int) -> None:
         """Copy, in at most `threads` threads that each take as many bytes; autograd sees nothing of it."""
+        if self.from_gpus:
+            copy_from_gpus(*zip(*self.from_gpus, strict=True))
         if not self.into:
             return
         parts = list(self._split(max(1, threads)))
@@ -147,6 +176,7 @@ def copies_of(tensors: Sequence[tuple[DraftTensor, torch.Tensor]]) -> Copies:
     """What copies live tensors into staging memory, where each one's place is given as bytes."""
     into: list[torch.Tensor] = []
     sources: list[torch.Tensor] = []
+    from_gpus: list[tuple[torch.Tensor, torch.Tensor]] = []
     for draft, place in tensors:
         source = draft.source
         if not isinstance(source, torch.Tensor):
@@ -155,9 +185,13 @@ def copies_of(tensors: Sequence[tuple[DraftTensor, torch.Tensor]]) -> Copies:
             into += _pieces(place, int(source.storage_offset()))
             sources += _pieces(source, int(place.storage_offset()))
         elif place.nbytes:
-            into.append(place.view(getattr(torch, draft.spec.dtype)).view(draft.spec.shape))
+            shaped = place.view(getattr(torch, draft.spec.dtype)).view(draft.spec.shape)
+            if source.is_cuda:
+                from_gpus.append((shaped, source))
+                continue
+            into.append(shaped)
             sources.append(source)
-    return Copies(tuple(into), tuple(sources), sum(each.nbytes for each in into))
+    return Copies(tuple(into), tuple(sources), sum(each.nbytes for each in into), tuple(from_gpus))
 
 
 def _pieces(flat: torch.Tensor, other_offset: int) -> list[torch.Tensor]:

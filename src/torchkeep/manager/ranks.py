@@ -7,7 +7,8 @@ one of its own over gloo, so that nothing here meets the collectives of the trai
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from torchkeep.errors import CheckpointError
@@ -54,16 +55,20 @@ class Ranks:
                 result = act()
         except Exception as raised:  # noqa: BLE001 - raised again once every rank knows
             error = raised
-        failed = self.most([int(error is not None)])[0]
         if error is not None:
+            with suppress(CheckpointError):  # what failed here says more than that another rank is gone
+                self.most([1])
             raise error
-        if failed:
+        if self.most([0])[0]:
             raise CheckpointError("another rank failed; its own error says why", remedy="see the errors of all ranks")
         return result
 
 
 class GroupRanks(Ranks):
-    """A process of a `torch.distributed` group."""
+    """A process of a `torch.distributed` group.
+
+    Each method raises `CheckpointError` when another rank has ended, or does not answer within the group's timeout.
+    """
 
     def __init__(self) -> None:
         import torch.distributed as dist
@@ -77,7 +82,8 @@ class GroupRanks(Ranks):
         import torch.distributed as dist
 
         held = torch.tensor(list(values), dtype=torch.int64)
-        dist.all_reduce(held, dist.ReduceOp.MAX, group=self._group)
+        with _answered():
+            dist.all_reduce(held, dist.ReduceOp.MAX, group=self._group)
         return [int(value) for value in held.tolist()]
 
     def gather(self, data: bytes) -> list[bytes]:
@@ -88,7 +94,8 @@ class GroupRanks(Ranks):
         longest = self.most([len(data)])[0]
         sent = _padded(len(data).to_bytes(8, "little") + data, longest + 8)
         received = [torch.empty_like(sent) for _ in range(self.size)]
-        dist.all_gather(received, sent, group=self._group)
+        with _answered():
+            dist.all_gather(received, sent, group=self._group)
         texts = [each.numpy().tobytes() for each in received]
         return [text[8 : 8 + int.from_bytes(text[:8], "little")] for text in texts]
 
@@ -98,8 +105,21 @@ class GroupRanks(Ranks):
 
         length = self.most([len(data) if self.rank == 0 else 0])[0]
         sent = _padded(data if self.rank == 0 else b"", length)
-        dist.broadcast(sent, src=0, group=self._group)
+        with _answered():
+            dist.broadcast(sent, src=0, group=self._group)
         return sent.numpy().tobytes()
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Turn what gloo raises into a typed error."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CheckpointError(
+            "another rank has ended or does not answer",
+            remedy="its own output says why; every rank resumes from the newest committed checkpoint",
+        ) from error
 
 
 def _padded(data: bytes, length: int) -> torch.Tensor:

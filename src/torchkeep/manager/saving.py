@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -218,9 +219,14 @@ class Saver:
         try:
             saved = self._finish(copied, watched)
         except BaseException as error:
-            self.outcomes.share(b"\0" + str(error).encode())
+            with suppress(CheckpointError):
+                self.outcomes.share(b"\0" + str(error).encode())
             raise
-        self.outcomes.share(encode_record(saved.record))
+        try:
+            self.outcomes.share(encode_record(saved.record))
+        except CheckpointError as error:
+            what = f"the checkpoint is in place, but {error.what}"
+            raise CheckpointError(what, where=saved.path, remedy=error.remedy) from error
         return saved
 
     def _hear(self) -> Saved:

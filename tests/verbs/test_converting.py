@@ -226,6 +226,11 @@ def test_large_tensors_go_into_a_distributed_folder_in_chunks(tmp_path, monkeypa
     into = {name: torch.zeros_like(value) for name, value in state.items()}
     dcp.load(into, checkpoint_id=tmp_path / "new", no_dist=True)
     assert same(state, into)
+    said = dcp.FileSystemReader(tmp_path / "new").read_metadata()
+    assert [list(each.sizes) for each in said.state_dict_metadata["w"].chunks] == [[2, 7]] * 5
+    for index in said.storage_data:  # the hint leads to the chunk
+        chunk = said.state_dict_metadata[index.fqn].chunks[index.index]
+        assert chunk.offsets == index.offset
     assert tk.diff(tmp_path / "a.pt", tmp_path / "new").is_equal
 
 

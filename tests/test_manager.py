@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -15,10 +16,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from tests.hostile.checkpoints import signed
 from torch import nn
 
 import torchkeep as tk
 from torchkeep.errors import CheckpointError, ConflictError, CorruptError, NotFoundError, PlanError
+from torchkeep.folder import committed
 from torchkeep.policies import Moment
 
 
@@ -509,3 +512,31 @@ def test_somebodys_folder_with_a_steps_name_is_left_alone(tmp_path):
 def test_save_policies_compose():
     policy = tk.EverySteps(2) | tk.EverySteps(3)
     assert [step for step in range(8) if policy.is_due(Moment(step, step - 1))] == [1, 2, 3, 5, 7]
+
+
+def test_a_resume_reads_no_whole_record_but_that_of_what_it_takes(tmp_path, monkeypatch):
+    with tk.CheckpointManager(tmp_path, {"p": {"a": 1}}) as manager:
+        for step in range(5):
+            manager.save(step)
+    places, decode = [], committed.decode_record
+    monkeypatch.setattr(committed, "decode_record", lambda data, place: places.append(place) or decode(data, place))
+    with tk.CheckpointManager(tmp_path, {"p": {"a": 0}}, retain=tk.KeepLast(5)) as manager:
+        assert manager.resume() == 5
+        manager.save(5)
+    assert set(places) == {str(tmp_path / "step-00000004" / "checkpoint.json")}
+
+
+def test_a_record_that_is_whole_and_makes_no_sense_is_passed_over(tmp_path):
+    with tk.CheckpointManager(tmp_path, {"p": {"a": 1}}) as manager:
+        for step in range(2):
+            manager.save(step)
+    path = tmp_path / "step-00000001" / "checkpoint.json"
+    members = json.loads(path.read_text())
+    path.write_bytes(signed({**members, "entries": 5}))
+    held = {"a": 0}
+    with tk.CheckpointManager(tmp_path, {"p": held}) as manager:
+        with pytest.warns(UserWarning, match=r"passed over step-00000001, kept as \.damaged-00000001-"):
+            assert manager.resume() == 1
+        assert held == {"a": 1}
+        manager.save(1)
+    assert steps(tmp_path) == [0, 1]

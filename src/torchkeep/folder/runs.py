@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from torchkeep.errors import CheckpointError, CorruptError, FormatError, NotFoundError, typed
-from torchkeep.folder.committed import read_record, read_summary
+from torchkeep.folder.committed import read_summary
 from torchkeep.folder.record import FILE_NAME, RECORD_NAME, Record, Summary
 from torchkeep.folder.values import decode_plain
 
 STEP_LIMIT = 10**18
 DAMAGED = ".damaged-"  # set aside by a resume
-_Either = TypeVar("_Either", Record, Summary)
 _STEP_NAME = re.compile(r"step-(\d{8,18})")
 
 
@@ -51,15 +49,6 @@ def metrics_of(record: Record | Summary) -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """The checkpoints of a run in order of their step, and the folders passed over, each with its error."""
-
-    folder: Path
-    checkpoints: tuple[Committed, ...]
-    passed_over: tuple[tuple[Path, CheckpointError], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Listed:
     """One committed checkpoint of a run, of whose record only the summary was read."""
 
@@ -69,53 +58,45 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """As `Run`, for looking at a run whose records are too many to hold."""
+    """The checkpoints of a run in order of their step, and the folders passed over, each with its error."""
 
     folder: Path
     checkpoints: tuple[Listed, ...]
     passed_over: tuple[tuple[Path, CheckpointError], ...]
 
 
-def read_run(folder: Path) -> Run:
-    """List the committed checkpoints of a run folder; the digests of their tensors are not checked here.
+def list_run(folder: Path) -> Listing:
+    """List the committed checkpoints of a run folder by their summaries; digests of tensors are not checked here.
+
+    A thousand checkpoints of ten thousand tensors take seconds; their whole records would take minutes.
 
     Raises:
         NotFoundError: There is no such folder.
         FormatError: It is a checkpoint or a file, not a run folder.
     """
     with typed("cannot be read", folder):
-        found, passed_over = _read(folder, read_record)
-    return Run(folder, tuple(Committed(path, step, record) for step, path, record in found), passed_over)
+        return _list(folder)
 
 
-def list_run(folder: Path) -> Listing:
-    """`read_run` with summaries: a thousand checkpoints of ten thousand tensors take seconds, not minutes."""
-    with typed("cannot be read", folder):
-        found, passed_over = _read(folder, read_summary)
-    return Listing(folder, tuple(Listed(path, summary) for _, path, summary in found), passed_over)
-
-
-def _read(
-    folder: Path, read: Callable[[Path], _Either]
-) -> tuple[list[tuple[int, Path, _Either]], tuple[tuple[Path, CheckpointError], ...]]:
+def _list(folder: Path) -> Listing:
     if os.path.lexists(folder / RECORD_NAME):
         whose = f", and its run folder is {folder.parent}" if is_step_name(folder.name) else ""
         raise FormatError(f"a checkpoint, not a run folder{whose}", where=folder, remedy="name a folder of checkpoints")
     refuse_no_folder(folder)
-    found: list[tuple[int, Path, _Either]] = []
+    found: list[Listed] = []
     passed_over: list[tuple[Path, CheckpointError]] = []
     for step, path in sorted(_step_folders(folder)):
         try:
-            record = read(path)
-            if record.step != step:
+            summary = read_summary(path)
+            if summary.step != step:
                 raise CorruptError(
-                    f"its record is of step {record.step}: a folder was renamed or copied in", where=path
+                    f"its record is of step {summary.step}: a folder was renamed or copied in", where=path
                 )
         except (CorruptError, FormatError, NotFoundError) as error:
             passed_over.append((path, error))
             continue
-        found.append((step, path, record))
-    return found, tuple(passed_over)
+        found.append(Listed(path, summary))
+    return Listing(folder, tuple(found), tuple(passed_over))
 
 
 def refuse_no_folder(folder: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchkeep.errors import CheckpointError, CorruptError, NotFoundError, PlanError, typed
-from torchkeep.folder.committed import nonfinite_of
+from torchkeep.folder.committed import nonfinite_of, read_record
 from torchkeep.folder.record import Record
-from torchkeep.folder.runs import Committed, Run
+from torchkeep.folder.runs import Committed, Listed, Listing
 from torchkeep.manager.drafting import record_of_rank, rng_of_rank
 from torchkeep.manager.notices import warn
 from torchkeep.manager.ranks import Ranks
@@ -63,14 +63,15 @@ class Resume:
         set_aside_before = self.folder.names_set_aside()
         self.ranks.together(self._set_aside_unreadable, only_first=True)
         run = self.folder.read()
-        candidates = [each for each in reversed(run.checkpoints) if step in {None, each.step}]
+        candidates = [each for each in reversed(run.checkpoints) if step in {None, each.summary.step}]
         if step is not None and not candidates:
-            there = ", ".join(str(each.step) for each in run.checkpoints) or "none"
+            there = ", ".join(str(each.summary.step) for each in run.checkpoints) or "none"
             what = f"no good checkpoint of step {step}"
             raise NotFoundError(what, where=self.folder.path, remedy=f"steps that are here: {there}")
         if not candidates and not self.faults and not set_aside_before:
             return None
-        newer = ", ".join(str(each.step) for each in run.checkpoints if step is not None and each.step > step)
+        steps = [each.summary.step or 0 for each in run.checkpoints]
+        newer = ", ".join(str(each) for each in steps if step is not None and each > step)
         if newer and self.may_set_aside:
             warn(f"step {step} is resumed; a later resume() without a step takes the newest: {newer}")
         if not self.faults:
@@ -90,12 +91,12 @@ class Resume:
         elif self.ranks.rank == 0:
             self.folder.set_aside(path, error)
 
-    def _first_good(self, run: Run, candidates: Sequence[Committed]) -> Resumed:
-        for committed in candidates:
+    def _first_good(self, run: Listing, candidates: Sequence[Listed]) -> Resumed:
+        for listed in candidates:
             try:
-                loaded = self._restore_together(committed)
+                committed, loaded = self._restore_together(listed)
             except CorruptError as error:
-                self._set_aside(committed.path, error)
+                self._set_aside(listed.path, error)
                 continue
             notes = [*loaded.notes, *_warnings_of(committed.record, self.ranks)]
             for note in notes:
@@ -110,23 +111,33 @@ class Resume:
             remedy="what is damaged was kept as .damaged-*: to begin anew, build the objects anew and move those away",
         )
 
-    def _restore_together(self, committed: Committed) -> Loaded:
+    def _restore_together(self, listed: Listed) -> tuple[Committed, Loaded]:
         """Restore on every rank, or say on every rank that it did not work on one."""
-        loaded, error = None, None
+        restored, error = None, None
         try:
-            loaded = self.restore(committed)
+            restored = self._restore(listed)
         except Exception as raised:  # noqa: BLE001 - raised again once every rank knows
             error = raised
         damaged, failed = self.ranks.most([isinstance(error, CorruptError), error is not None])
         if error is None and damaged:
-            error = CorruptError("another rank found it damaged", where=committed.path)
+            error = CorruptError("another rank found it damaged", where=listed.path)
         if error is None and failed:
-            error = CheckpointError("another rank could not resume; its own error says why", where=committed.path)
+            error = CheckpointError("another rank could not resume; its own error says why", where=listed.path)
         if error is not None:
             raise error
-        if loaded is None:
+        if restored is None:
             raise RuntimeError("a restore gave nothing")
-        return loaded
+        return restored
+
+    def _restore(self, listed: Listed) -> tuple[Committed, Loaded]:
+        """Restore one checkpoint whose record has not been read beyond its summary."""
+        try:
+            with typed("cannot be read", listed.path):
+                record = read_record(listed.path)
+        except NotFoundError as error:
+            raise CorruptError(error.what, where=error.where) from error
+        committed = Committed(listed.path, listed.summary.step or 0, record)
+        return committed, self.restore(committed)
 
     def restore(self, committed: Committed) -> Loaded:
         """Restore one checkpoint on this rank.

@@ -11,7 +11,7 @@ from torchkeep.folder.durable import fsync_path, make_parents
 from torchkeep.folder.lock import RunLock
 from torchkeep.folder.recovery import recover
 from torchkeep.folder.refusals import refuse_inside_checkpoint
-from torchkeep.folder.runs import DAMAGED, Run, read_run, step_name
+from torchkeep.folder.runs import DAMAGED, Listing, list_run, step_name
 from torchkeep.manager.notices import warn
 
 
@@ -64,9 +64,9 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def read(self) -> Run:
+    def read(self) -> Listing:
         """What is there."""
-        return read_run(self.path)
+        return list_run(self.path)
 
     def path_of(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
@@ -82,7 +82,7 @@ class RunFolder:
         Raises:
             ConflictError: It names the last steps of that run.
         """
-        there = [] if self._has_resumed else [str(each.step) for each in self.read().checkpoints]
+        there = [] if self._has_resumed else [str(each.summary.step) for each in self.read().checkpoints]
         if there:
             raise ConflictError(
                 f"this run folder holds checkpoints that were not resumed (steps {', '.join(there[-5:])})",

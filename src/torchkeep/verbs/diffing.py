@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from torchkeep.errors import FormatError, NotFoundError, PlanError
 from torchkeep.folder.parallel import default_threads
 from torchkeep.folder.read import FolderSource
-from torchkeep.folder.runs import metrics_of, read_run
+from torchkeep.folder.runs import list_run, metrics_of
 from torchkeep.planning.loadplan import make_plan
 from torchkeep.planning.recipes import Part
 from torchkeep.planning.rows import Change, Pair, Row, Status
@@ -194,8 +194,8 @@ def parent_of(path: Path) -> Path:
     parent = source.record.provenance.get("parent")
     if parent is None:
         raise FormatError("it is the first of its run and has no parent", where=path, remedy="name two checkpoints")
-    for each in read_run(path.resolve().parent).checkpoints:
-        if each.record.id == parent:
+    for each in list_run(path.resolve().parent).checkpoints:
+        if each.summary.id == parent:
             return path.parent / each.path.name
     raise NotFoundError("its parent is not in the run any more", where=path, remedy="name two checkpoints")
 

@@ -12,7 +12,7 @@ from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import RECORD_KEY, FolderSource, open_file, open_folder
 from torchkeep.folder.record import CONTENT_NAME, RECORD_BEGIN, RECORD_NAME
 from torchkeep.folder.recovery import restore_aside
-from torchkeep.folder.runs import is_step_name, read_run
+from torchkeep.folder.runs import is_step_name, list_run
 from torchkeep.tensors import Source, TensorSpec
 
 
@@ -46,7 +46,7 @@ def _open(location: Path) -> Source:
 
 def _refuse_run_or_remains(folder: Path) -> None:
     """A run folder is not one checkpoint, and what is left of one without its record is none."""
-    run = read_run(folder)
+    run = list_run(folder)
     if run.checkpoints:
         count = f"{len(run.checkpoints)} checkpoint{'' if len(run.checkpoints) == 1 else 's'}"
         remedy = f"name one, for example the newest: {run.checkpoints[-1].path}"

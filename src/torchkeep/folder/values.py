@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import TypeAlias
 
@@ -120,20 +120,31 @@ def _run(steps_of: Callable[[object, list[Hashable]], Steps], root: object, path
 
 
 def _check_levels(node: Node) -> None:
-    """Refuse a node that `json` could not walk, naming the member at the top that holds the deepest one."""
-    level = [("", node)]
-    for depth in range(MAX_LEVELS + 1):
-        level = [(name if depth else key, inside) for name, outside in level for key, inside in _inside(outside)]
+    """Refuse a node that `json` could not walk, naming the members at the top that hold the deepest ones."""
+    too_deep = [key for key, inside in _members(node) if _is_deeper(inside, MAX_LEVELS - 1)]
+    if too_deep:
+        faults = [f"{key}: more than {MAX_LEVELS} levels" for key in too_deep]
+        raise FormatError("cannot save: nested too deep", faults=faults, remedy="flatten it before saving")
+
+
+def _members(node: Node) -> Iterable[tuple[object, Node]]:
+    return node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+
+
+def _is_deeper(node: Node, levels: int) -> bool:
+    """Whether something stands more than some levels below a node."""
+    level = [node]
+    for _ in range(levels):
+        level = [
+            inside
+            for outside in level
+            if isinstance(outside, (dict, list))
+            for inside in (outside.values() if isinstance(outside, dict) else outside)
+            if isinstance(inside, (dict, list))
+        ]
         if not level:
-            return
-    fault = f"{level[0][0]}: more than {MAX_LEVELS} levels"
-    raise FormatError("cannot save: nested too deep", faults=[fault], remedy="flatten it before saving")
-
-
-def _inside(node: Node) -> list[tuple[str, Node]]:
-    if isinstance(node, dict):
-        return list(node.items())
-    return [(str(index), each) for index, each in enumerate(node)] if isinstance(node, list) else []
+            return False
+    return any(level)
 
 
 class _Encoder:

@@ -108,6 +108,8 @@ def _found(claimed: Mapping[str, Claim], model: Iterable[str], contested: Iterab
         if uniform is not None:
             return uniform
     found = {name: claimed[name] for name in model_names if name in claimed}
+    if len(found) == len(model_names):
+        return found
     # A name without wrappers must be the only one of its kind on either side: nothing is guessed.
     for of_model, of_checkpoint in ((_unwrapped, _unwrapped), (_unparametrized, _older_form)):
         taken = {id(claim) for claim in found.values()}

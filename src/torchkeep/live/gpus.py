@@ -21,13 +21,13 @@ def unpin(memory: torch.Tensor) -> None:
     torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())  # type: ignore[no-untyped-call]
 
 
-def copy_from_gpus(into: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
-    """Copy tensors of GPUs into CPU memory on streams of their own; returns when all of it is there.
+def copy_from_gpus(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Copy tensors of GPUs, the second of each pair, into CPU memory on streams of their own, and wait for it.
 
     The copies wait for what the current streams have to do, since that may write the tensors; no stream waits for them.
     """
     streams: dict[torch.device, torch.cuda.Stream] = {}
-    for place, source in zip(into, sources, strict=True):
+    for place, source in pairs:
         if source.device not in streams:
             streams[source.device] = torch.cuda.Stream(source.device)  # type: ignore[no-untyped-call]
             streams[source.device].wait_stream(torch.cuda.current_stream(source.device))

@@ -169,7 +169,7 @@ class Saver:
         self._versions = []
         if self._overlap is None:
             return
-        if copied.late_copies.into and self._overlap.are_known_to_stay(set(copied.late_names)):
+        if copied.late_copies.sources and self._overlap.are_known_to_stay(set(copied.late_names)):
             self._versions = [each._version for each in copied.late_copies.sources]  # noqa: SLF001 - torch's own count of changes
             self._overlap.begin()
             return

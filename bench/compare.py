@@ -83,7 +83,9 @@ class BareWrite:
     """The bytes of a state by a bare parallel O_DIRECT write, from memory that is aligned: what the disk can do."""
 
     def __init__(self, state: State) -> None:
-        self.memory = mmap.mmap(-1, -(-state.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+        size = -(-state.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.memory.madvise(mmap.MADV_HUGEPAGE)  # the disk takes large pages in fewer pieces
         self.bytes = np.frombuffer(self.memory, np.uint8)
         at = 0
         for tensor in state.tensors.values():

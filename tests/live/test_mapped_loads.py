@@ -15,6 +15,8 @@ import safetensors.torch
 import torch
 
 import torchkeep as tk
+from torchkeep.tensors import tensors_of
+from torchkeep.verbs.sources import open_source
 
 NESTED = {
     "weights": {"a.weight": torch.arange(60.0).view(3, 4, 5), "half": torch.rand(7).bfloat16()},
@@ -34,6 +36,15 @@ SAVERS = {
     "zip.pt": (torch.save, NESTED),
     "legacy.pt": (lambda value, path: torch.save(value, path, _use_new_zipfile_serialization=False), NESTED),
 }
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A checkpoint of 128 MB, and beside it a small one to begin with."""
+    path = tmp_path_factory.mktemp("large") / "ckpt"
+    tk.save({str(index): torch.rand(2**22) for index in range(8)}, path)
+    tk.save({"one": torch.rand(8)}, f"{path}-small")
+    return str(path)
 
 
 def mapped_files() -> str:
@@ -105,6 +116,36 @@ def test_mapping_goes_without_into_and_says_why(tmp_path):
         tk.load(tmp_path / "ckpt", into={"weights": {}}, mmap=True)
 
 
+@pytest.mark.parametrize("name", ["folder", "foreign.safetensors", "zip.pt"])
+def test_a_closed_source_gives_nothing_to_map(tmp_path, name):
+    save, value = SAVERS[name]
+    save(value, tmp_path / name)
+    source = open_source(tmp_path / name)
+    spec = next(spec for at, spec in tensors_of(source.tree).items() if at.endswith("a.weight"))
+    assert source.extent_of(spec).descriptor >= 0
+    source.close()
+    with pytest.raises(tk.errors.NotFoundError, match="closed"):
+        source.extent_of(spec)
+
+
+LIMITED = """
+import resource, sys, torch, torchkeep as tk
+tk.load(sys.argv[1] + "-small", mmap=True)
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 2**26, resource.RLIM_INFINITY))
+try:
+    tk.load(sys.argv[1], mmap=True)
+except tk.errors.CheckpointError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not say what is mapped")
+def test_a_file_that_the_system_does_not_map_is_a_typed_error(large):
+    done = subprocess.run([sys.executable, "-c", LIMITED, large], capture_output=True, text=True, check=True)
+    assert f"{large}: cannot be mapped: Cannot allocate memory" in done.stdout
+
+
 PROGRAM = """
 import sys, torch, torchkeep as tk
 tk.load(sys.argv[1] + "-small", mmap=True)
@@ -119,10 +160,6 @@ print((private() - before) // 1024)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what is private")
-def test_a_mapped_checkpoint_takes_no_memory_of_its_own(tmp_path):
-    tk.save({str(index): torch.rand(2**22) for index in range(8)}, tmp_path / "ckpt")
-    tk.save({"one": torch.rand(8)}, tmp_path / "ckpt-small")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "ckpt")], capture_output=True, text=True, check=True
-    )
+def test_a_mapped_checkpoint_takes_no_memory_of_its_own(large):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, large], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 48  # of 128 MB

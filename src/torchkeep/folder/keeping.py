@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -312,3 +312,8 @@ def _verdict(what: str, *, keep: bool, detail: str = "") -> Verdict:
 def _check_positive(name: str, value: object) -> None:
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
+
+
+KINDS: Mapping[str, Callable[..., RetentionPolicy]] = {
+    each.__name__: each for each in (KeepAll, KeepBest, KeepEvery, KeepLast, KeepTagged, KeepWithin, OptimizerInLast)
+}

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torchkeep.folder.keeping import (
-    KeepAll,
-    KeepBest,
-    KeepEvery,
-    KeepLast,
-    KeepTagged,
-    KeepWithin,
-    OptimizerInLast,
-)
+from torchkeep.folder.keeping import KINDS, KeepAll
 from torchkeep.folder.retention import KeepAny, KeepBoth, RetentionPolicy, joined_by_and
 from torchkeep.folder.runs import Listing
 
 RETAIN_MEMBER = "retain"  # of a record's provenance
 _MAX_CHARACTERS = 4096
-_CLASSES: Mapping[str, Callable[..., RetentionPolicy]] = {
-    each.__name__: each for each in (KeepAll, KeepBest, KeepEvery, KeepLast, KeepTagged, KeepWithin, OptimizerInLast)
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +38,7 @@ def code_of(policy: RetentionPolicy) -> str:
         >>> code_of(KeepLast(3) | (KeepTagged("a") & Mine()))
         "KeepLast(3) | KeepTagged('a') & Mine"
     """
-    if type(policy) in _CLASSES.values():
+    if type(policy) in KINDS.values():
         return repr(policy)
     if type(policy) is KeepAny:
         return " | ".join(map(code_of, policy.policies))
@@ -96,11 +84,11 @@ def _policy(node: ast.expr, unknown: list[str]) -> RetentionPolicy:
         case ast.Name(name):
             unknown.append(name)
             return KeepAll()
-        case ast.Call(ast.Name(name), args, keywords) if name in _CLASSES:
+        case ast.Call(ast.Name(name), args, keywords) if name in KINDS:
             named = {keyword.arg: _constant(keyword.value) for keyword in keywords if keyword.arg}
             if len(named) != len(keywords):
                 raise ValueError("** in a policy")
-            return _CLASSES[name](*map(_constant, args), **named)
+            return KINDS[name](*map(_constant, args), **named)
         case ast.Call(ast.Name(name)):
             unknown.append(name)
             return KeepAll()

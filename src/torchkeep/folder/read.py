@@ -118,11 +118,9 @@ class FolderSource:
 
     def place_of(self, spec: TensorSpec) -> tuple[int, int, int, int]:
         """Where a tensor's bytes are: device, inode, and the range in the file; equal for what checkpoints share."""
-        group, name = cast("tuple[str, str]", spec.key)
-        stored = self.record.tensors[group][name]
-        descriptor, begin = self._place_of(stored)
-        status = os.fstat(descriptor)
-        return status.st_dev, status.st_ino, begin, begin + stored.nbytes
+        extent = self.extent_of(spec)
+        status = os.fstat(extent.descriptor)
+        return status.st_dev, status.st_ino, extent.begin, extent.begin + spec.nbytes
 
     def extent_of(self, spec: TensorSpec) -> Extent:
         """Where a tensor lies in its file."""

@@ -60,8 +60,7 @@ class RegularFile:
             CorruptError: The file is shorter than that, or was changed since it was opened.
             NotFoundError: It was closed.
         """
-        if self._descriptor < 0:
-            raise NotFoundError("this source was closed", where=self.path, remedy="open it again")
+        self._refuse_closed()
         rest, at = buffer.cast("B"), begin
         while rest:
             with typed("cannot be read", self.path):
@@ -76,8 +75,17 @@ class RegularFile:
             )
 
     def extent(self, begin: int) -> Extent:
-        """What stands at `begin`, for whoever maps it."""
+        """What stands at `begin`, for whoever maps it.
+
+        Raises:
+            NotFoundError: It was closed.
+        """
+        self._refuse_closed()
         return Extent(self._descriptor, begin)
+
+    def _refuse_closed(self) -> None:
+        if self._descriptor < 0:
+            raise NotFoundError("this source was closed", where=self.path, remedy="open it again")
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):

@@ -6,6 +6,7 @@ import mmap
 
 import torch
 
+from torchkeep.errors import typed
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import FolderSource
 from torchkeep.tensors import Mappable, Source, TensorSpec, bits_of
@@ -23,11 +24,17 @@ class MappedFiles:
 
     def __init__(self, source: Source) -> None:
         self._source: Mappable | None = source if isinstance(source, Mappable) else None
+        self._path = source.path
         self._files: dict[int, mmap.mmap] = {}
         self._unchecked: list[TensorSpec] = []
 
     def tensor(self, spec: TensorSpec) -> torch.Tensor | None:
-        """A tensor of the bytes in the file, for `check` to check; None for one that has to be read."""
+        """A tensor of the bytes in the file, for `check` to check; None for one that has to be read.
+
+        Raises:
+            CheckpointError: The system does not map the file.
+            NotFoundError: The source was closed.
+        """
         if self._source is None or not spec.nbytes or bits_of(spec.dtype) < _BYTE_BITS:
             return None
         extent, dtype = self._source.extent_of(spec), getattr(torch, spec.dtype)
@@ -37,7 +44,8 @@ class MappedFiles:
         if file is None:
             # Not reserved: a file may be larger than memory, of which nothing is taken until somebody writes.
             flags, access = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-            file = self._files[extent.descriptor] = mmap.mmap(extent.descriptor, 0, flags=flags, prot=access)
+            with typed("cannot be mapped", self._path):
+                file = self._files[extent.descriptor] = mmap.mmap(extent.descriptor, 0, flags=flags, prot=access)
         self._unchecked.append(spec)
         return torch.frombuffer(file, dtype=dtype, count=spec.numel, offset=extent.begin).view(spec.shape)
 

@@ -34,6 +34,11 @@ class Region:
     tensor: torch.Tensor
     is_pinned: bool = False
 
+    def release(self) -> None:
+        """Undo what was done to its pages, before they go."""
+        if self.is_pinned:
+            unpin(self.tensor)
+
 
 class StagingMemory:
     """Regions to copy tensors into, made when first needed and given again after `reset`.
@@ -57,13 +62,8 @@ class StagingMemory:
 
     def __del__(self) -> None:
         if os.getpid() == self._process:
-            for index in reversed(range(len(self._blocks))):
-                self._drop(index)
-
-    def _drop(self, index: int) -> None:
-        block = self._blocks.pop(index)
-        if block.is_pinned:
-            unpin(block.tensor)
+            for block in self._blocks:
+                block.release()
 
     def reset(self) -> None:
         """Give all regions back; what was in them is lost."""
@@ -82,8 +82,8 @@ class StagingMemory:
         if self.nbytes + size > self.budget_bytes:
             unused = [index for index, used in enumerate(self._used) if used == 0]
             for index in reversed(unused):
-                self._drop(index)
-                del self._used[index]
+                self._blocks[index].release()
+                del self._blocks[index], self._used[index]
             if self.nbytes + size > self.budget_bytes:
                 return None
         self._blocks.append(_new_block(size))
@@ -152,9 +152,7 @@ class Copies:
 
 
 def _copy(piece: tuple[Bytes, Bytes]) -> None:
-    np.copyto(
-        *piece
-    )  # at the speed of memory, without the interpreter's lock; torch's copy of the same takes a third more
+    np.copyto(*piece)  # without the interpreter's lock; torch's copy of the same takes a third more
 
 
 def copies_of(tensors: Sequence[tuple[DraftTensor, torch.Tensor]]) -> Copies:

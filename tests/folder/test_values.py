@@ -300,7 +300,7 @@ def test_what_nests_500_levels_of_json_comes_back_and_more_is_refused(make, leve
     fits = _nested(make, 500 // levels)
     assert encode(through_json(fits), decline) == encode(fits, decline)
     with pytest.raises(FormatError, match=r"nested too deep\n  history: more than 500 levels"):
-        encode({"a": 1, "history": _nested(make, 3000)}, decline)
+        encode({"a": 1, "history": _nested(make, -(-500 // levels))}, decline)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,16 @@ def test_a_damaged_file_is_never_mapped(tmp_path, name):
         tk.load(tmp_path / name, mmap=True)
 
 
+def test_a_boolean_that_is_none_is_refused_as_by_reading(tmp_path):
+    torch.save({"mask": torch.tensor([1, 2], dtype=torch.uint8).view(torch.bool)}, tmp_path / "mask.pt")
+    told = []
+    for mapped in (False, True):
+        with pytest.raises(tk.errors.CorruptError) as caught:
+            tk.load(tmp_path / "mask.pt", mmap=mapped)
+        told.append(str(caught.value))
+    assert told[0] == told[1]
+
+
 def test_mapping_goes_without_into_and_says_why(tmp_path):
     tk.save(NESTED, tmp_path / "ckpt")
     why = "mmap=True goes without into: objects that exist have their memory, and are filled in place"

@@ -266,6 +266,18 @@ def test_nan_is_found_in_every_dtype_and_large_numbers_are_none(tmp_path, dtype)
     assert [each.nonfinite is None for each in tk.checkpoints(tmp_path)] == [True, False]
 
 
+def test_nan_is_found_in_a_layer_that_came_between_two_saves(tmp_path):
+    module = nn.Sequential(nn.Linear(4, 4))
+    with tk.CheckpointManager(tmp_path, {"model": module}) as manager:
+        for step in range(2):  # the second is prepared from the first
+            manager.save(step).wait()
+        module.append(nn.Linear(4, 2))
+        module[1].weight.data.fill_(math.nan)
+        manager.save(2)
+        with pytest.warns(UserWarning, match=r"first model\.1\.weight \(NaN\)"):
+            manager.wait()
+
+
 def test_a_mask_of_inf_is_no_fault(run):
     manager, model, _ = run
     manager.save(0, metrics={"acc": 1}).wait()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 
-from torchkeep.folder.partition import Member, ParentShard, partition
+from torchkeep.folder.partition import ParentShard, partition
 
 SAVES = 200
-# One save: the group's tensors, and the names of those that changed since the save before.
-Save = Mapping[str, tuple[Sequence[Member], AbstractSet[str]]]
+# One save: the bytes of the group's tensors, and the names of those that changed since the save before.
+Save = Mapping[str, tuple[Mapping[str, int], AbstractSet[str]]]
 
 
 @dataclass
@@ -33,31 +33,29 @@ def simulate(saves: Iterator[Save]) -> Written:
     total = Written()
     parents: dict[str, list[ParentShard]] = {}
     for save in saves:
-        checkpoint_bytes = sum(tensor.nbytes for tensors, _ in save.values() for tensor in tensors)
+        checkpoint_bytes = sum(sum(sizes.values()) for sizes, _ in save.values())
         shards = 0
-        for group, (tensors, changed) in save.items():
+        for group, (sizes, changed) in save.items():
             known = {name for shard in parents.get(group, ()) for name in shard.names}
-            fresh = {tensor.name for tensor in tensors} - known
-            plan = partition(tensors, parents.get(group, []), set(changed) | fresh, checkpoint_bytes)
+            fresh = sizes.keys() - known
+            plan = partition(sizes, parents.get(group, []), set(changed) | fresh, checkpoint_bytes)
             total.written_bytes += sum(shard.nbytes for shard in plan if shard.link is None)
-            total.changed_bytes += sum(
-                tensor.nbytes for tensor in tensors if tensor.name in changed or tensor.name in fresh
-            )
+            total.changed_bytes += sum(size for name, size in sizes.items() if name in changed or name in fresh)
             parents[group] = [ParentShard(str(at), s.names, s.nbytes, s.splits) for at, s in enumerate(plan)]
             shards += len(plan)
         total.shards = max(total.shards, shards)
     return total
 
 
-def resnet50(classes: int = 1000) -> list[Member]:
-    """The tensors of torchvision's resnet50 in order, float32, batch-norm counters int64."""
-    members: list[Member] = []
+def resnet50(classes: int = 1000) -> dict[str, int]:
+    """The bytes of the tensors of torchvision's resnet50 in order, float32, batch-norm counters int64."""
+    sizes: dict[str, int] = {}
 
     def add(name: str, *shape: int, element_bytes: int = 4) -> None:
         numel = 1
         for size in shape:
             numel *= size
-        members.append(Member(name, numel * element_bytes))
+        sizes[name] = numel * element_bytes
 
     def add_norm(name: str, channels: int) -> None:
         for part in ("weight", "bias", "running_mean", "running_var"):
@@ -79,35 +77,35 @@ def resnet50(classes: int = 1000) -> list[Member]:
             into = 4 * width
     add("fc.weight", classes, 2048)
     add("fc.bias", classes)
-    return members
+    return sizes
 
 
-def llama_7b() -> list[Member]:
-    """The tensors of a transformer of 32 blocks, width 4096, in bfloat16."""
+def llama_7b() -> dict[str, int]:
+    """The bytes of the tensors of a transformer of 32 blocks, width 4096, in bfloat16."""
     width, inner, words, element_bytes = 4096, 11008, 32000, 2
-    members = [Member("embed_tokens.weight", words * width * element_bytes)]
+    sizes = {"embed_tokens.weight": words * width * element_bytes}
     for block in range(32):
         prefix = f"layers.{block}"
         for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            members.append(Member(f"{prefix}.self_attn.{part}.weight", width * width * element_bytes))
+            sizes[f"{prefix}.self_attn.{part}.weight"] = width * width * element_bytes
         for part in ("gate_proj", "up_proj", "down_proj"):
-            members.append(Member(f"{prefix}.mlp.{part}.weight", width * inner * element_bytes))
+            sizes[f"{prefix}.mlp.{part}.weight"] = width * inner * element_bytes
         for part in ("input_layernorm", "post_attention_layernorm"):
-            members.append(Member(f"{prefix}.{part}.weight", width * element_bytes))
-    return [
-        *members,
-        Member("norm.weight", width * element_bytes),
-        Member("lm_head.weight", words * width * element_bytes),
-    ]
+            sizes[f"{prefix}.{part}.weight"] = width * element_bytes
+    return {
+        **sizes,
+        "norm.weight": width * element_bytes,
+        "lm_head.weight": words * width * element_bytes,
+    }
 
 
-def _in(tensors: Sequence[Member], *prefixes: str) -> set[str]:
-    return {tensor.name for tensor in tensors if tensor.name.startswith(prefixes)}
+def _in(names: Iterable[str], *prefixes: str) -> set[str]:
+    return {name for name in names if name.startswith(prefixes)}
 
 
-def _statistics(tensors: Sequence[Member]) -> set[str]:
+def _statistics(names: Iterable[str]) -> set[str]:
     ends = ("running_mean", "running_var", "num_batches_tracked")
-    return {tensor.name for tensor in tensors if tensor.name.endswith(ends)}
+    return {name for name in names if name.endswith(ends)}
 
 
 def head_and_statistics() -> Iterator[Save]:
@@ -129,13 +127,13 @@ def periods_1_to_6() -> Iterator[Save]:
     """Tensor i changes at every save that 1 + i % 6 divides."""
     tensors = llama_7b()
     for save in range(SAVES):
-        yield {"model": (tensors, {tensor.name for at, tensor in enumerate(tensors) if save % (1 + at % 6) == 0})}
+        yield {"model": (tensors, {name for at, name in enumerate(tensors) if save % (1 + at % 6) == 0})}
 
 
 def ema_every_fifth() -> Iterator[Save]:
     """All weights change at every save, their moving average at every fifth."""
     tensors = resnet50()
-    names = {tensor.name for tensor in tensors}
+    names = set(tensors)
     for save in range(SAVES):
         yield {"model": (tensors, names), "ema": (tensors, names if save % 5 == 0 else set())}
 

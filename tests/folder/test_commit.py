@@ -129,12 +129,12 @@ def test_a_newer_save_that_came_meanwhile_is_not_replaced_by_an_older_one(name, 
     target = tmp_path / name
     meanwhile = []
 
-    def read():
+    def read(_source):
         if not meanwhile:
             meanwhile.append(save(target, 2))
         return memoryview(bytes(4))
 
-    slow = DraftTensor(TensorSpec("uint8", (4,)), may_change=True, read=read)
+    slow = DraftTensor(TensorSpec("uint8", (4,)), may_change=True, reader=read)
     older = replace(draft_of({"version": 1}), groups={"w": {"w": slow}})
     with pytest.raises(ConflictError, match="a save that began later is already here; it was left as it is"):
         save_file(target, older, 1) if target.suffix else save_folder(target, older, None, None, 1)

@@ -8,14 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.folder import partition_scenarios
 
-from torchkeep.folder.partition import Member, ParentShard, PlannedShard, partition, unit_bytes
+from torchkeep.folder.partition import ParentShard, PlannedShard, partition, unit_bytes
 
 MIB = 2**20
 GIB = 2**30
-
-
-def _members(**sizes: int) -> list[Member]:
-    return [Member(name, nbytes) for name, nbytes in sizes.items()]
 
 
 def _parent(plan: Sequence[PlannedShard]) -> list[ParentShard]:
@@ -27,21 +23,21 @@ def _shown(plan: Sequence[PlannedShard]) -> list[tuple[str, int, str | None]]:
 
 
 @pytest.mark.parametrize(
-    ("tensors", "shards"),
+    ("sizes", "frozen", "shards"),
     [
-        ([], []),
-        ([Member("w", 8), Member("b", 4)], ["w b"]),
-        ([Member("w", 8, False), Member("mean", 4), Member("b", 8, False)], ["mean", "w b"]),
-        ([Member("w", 8, False), Member("b", 8, False)], ["w b"]),
-        ([Member("w", 8, False), Member("empty", 0)], ["w empty"]),
-        ([Member("empty", 0), Member("none", 0, False)], ["empty none"]),
-        (_members(a=3 * GIB, b=GIB, c=1), ["a b", "c"]),
-        (_members(a=1, big=5 * GIB, b=1), ["big", "a b"]),
-        (_members(big=5 * GIB, empty=0), ["big empty"]),
+        ({}, "", []),
+        ({"w": 8, "b": 4}, "", ["w b"]),
+        ({"w": 8, "mean": 4, "b": 8}, "w b", ["mean", "w b"]),
+        ({"w": 8, "b": 8}, "w b", ["w b"]),
+        ({"w": 8, "empty": 0}, "w", ["w empty"]),
+        ({"empty": 0, "none": 0}, "none", ["empty none"]),
+        ({"a": 3 * GIB, "b": GIB, "c": 1}, "", ["a b", "c"]),
+        ({"a": 1, "big": 5 * GIB, "b": 1}, "", ["big", "a b"]),
+        ({"big": 5 * GIB, "empty": 0}, "", ["big empty"]),
     ],
 )
-def test_a_first_save_parts_what_may_change_from_the_rest_and_cuts_at_4_gib(tensors, shards):
-    plan = partition(tensors, [], {tensor.name for tensor in tensors}, sum(tensor.nbytes for tensor in tensors))
+def test_a_first_save_parts_what_may_change_from_the_rest_and_cuts_at_4_gib(sizes, frozen, shards):
+    plan = partition(sizes, [], set(sizes), sum(sizes.values()), set(frozen.split()))
     assert _shown(plan) == [(names, 0, None) for names in shards]
 
 
@@ -80,19 +76,19 @@ UNIT = unit_bytes(sum(SIZES.values()))
 def test_a_shard_is_linked_rewritten_split_or_cut(changed, splits, sizes, expected):
     now = {name: nbytes for name, nbytes in (SIZES | sizes).items() if nbytes is not None}
     parent = [ParentShard(ONE.file, ONE.names, ONE.nbytes, splits)]
-    plan = partition(_members(**now), parent, changed, sum(SIZES.values()))
+    plan = partition(now, parent, changed, sum(SIZES.values()))
     assert _shown(plan) == expected
 
 
 @pytest.mark.parametrize(("stays_bytes", "shards"), [(MIB - 1, ["a b"]), (MIB, ["b", "a"])])
 def test_what_stays_is_worth_a_shard_from_u_on(stays_bytes, shards):
     parent = [ParentShard("f", ("a", "b"), stays_bytes + 1)]
-    plan = partition(_members(a=stays_bytes, b=1), parent, {"b"}, stays_bytes + 1)
+    plan = partition({"a": stays_bytes, "b": 1}, parent, {"b"}, stays_bytes + 1)
     assert [" ".join(shard.names) for shard in plan] == shards
 
 
 def test_every_shard_says_why_it_is_as_it_is():
-    plan = partition(_members(**SIZES, e=5 * GIB), [ONE], set("cde"), sum(SIZES.values()))
+    plan = partition({**SIZES, "e": 5 * GIB}, [ONE], set("cde"), sum(SIZES.values()))
     assert [shard.reason for shard in plan] == ["changed", "stayed while 2 of 4 tensors changed", "new"]
 
 
@@ -108,17 +104,14 @@ _NBYTES = st.one_of(st.integers(1, 3 * MIB), st.sampled_from([1, MIB - 1, MIB, 4
 @given(sizes=st.lists(_NBYTES, min_size=40, max_size=40), changes=_CHANGES, classes=st.integers(0, 2**40 - 1))
 @settings(max_examples=150, deadline=None)
 def test_the_extra_bytes_and_the_shards_of_a_run_stay_within_their_bounds(sizes, changes, classes):
-    tensors = [
-        Member(name, size, bool(classes >> at & 1)) for at, (name, size) in enumerate(zip(_NAMES, sizes, strict=True))
-    ]
-    total = sum(sizes)
-    nbytes = {tensor.name: tensor.nbytes for tensor in tensors}
-    plan = partition(tensors, [], set(_NAMES), total)
+    nbytes, total = dict(zip(_NAMES, sizes, strict=True)), sum(sizes)
+    frozen = {name for at, name in enumerate(_NAMES) if not classes >> at & 1}
+    plan = partition(nbytes, [], set(_NAMES), total, frozen)
     first_shards, extra_bytes, touched_shards = len(plan), 0, 0
     for changed in changes:
         parent = _parent(plan)
         touched_shards += sum(not changed.isdisjoint(shard.names) for shard in parent)
-        plan = partition(tensors, parent, changed, total)
+        plan = partition(nbytes, parent, changed, total, frozen)
         extra_bytes += sum(shard.nbytes for shard in plan if shard.link is None) - sum(nbytes[name] for name in changed)
         assert extra_bytes <= 2 * total + touched_shards * unit_bytes(total)
         assert len(plan) <= 4 * 512 + first_shards
@@ -130,13 +123,14 @@ def test_tensors_that_come_and_go_are_each_in_one_shard_and_no_link_holds_a_chan
     plan: list[PlannedShard] = []
     before: AbstractSet[str] = set()
     for names, touched in saves:
-        tensors = [Member(name, 400_000 * int(name[1:]), name > "t2") for name in _NAMES if name in names]
+        sizes = {name: 400_000 * int(name[1:]) for name in _NAMES if name in names}
+        frozen = {name for name in names if name <= "t2"}
         changed = (touched & names) | (names - before)
         parent = {shard.file: shard for shard in _parent(plan)}
-        plan = partition(tensors, list(parent.values()), changed, sum(tensor.nbytes for tensor in tensors))
+        plan = partition(sizes, list(parent.values()), changed, sum(sizes.values()), frozen)
         assert sorted(name for shard in plan for name in shard.names) == sorted(names)
         for shard in plan:
-            assert shard.nbytes == sum(tensor.nbytes for tensor in tensors if tensor.name in shard.names)
+            assert shard.nbytes == sum(sizes[name] for name in shard.names)
             if shard.link is not None:
                 assert shard.names == parent[shard.link].names
                 assert changed.isdisjoint(shard.names)

@@ -28,7 +28,7 @@ SIZES = st.one_of(
 
 def draft_of(content, is_divisible=True):
     spec = TensorSpec("uint8", (len(content),))
-    return DraftTensor(spec, may_change=True, read=lambda: memoryview(content), is_divisible=is_divisible)
+    return DraftTensor(spec, may_change=True, reader=memoryview, source=content, is_divisible=is_divisible)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_files_hold_their_headers_and_tensors_byte_for_byte(files, threads, smal
         order = file_order(specs)
         header = header_of(specs, order, {"format": "pt"})
         assert written.path.read_bytes() == header + b"".join(content[name] for name in order)
-        assert {n: t.chunks for n, t in written.placed.items()} == {n: chunk_digests(content[n]) for n in order}
+        assert {n: t.chunks for n, t in written.layout.stored("f").items()} == {n: chunk_digests(content[n]) for n in order}
         assert (written.shard.group, written.shard.splits) == (f"group {number}", number)
         assert written.shard.nbytes == written.path.stat().st_size
         assert written.path.stat().st_mode & 0o777 == 0o444

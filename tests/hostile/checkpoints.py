@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def write_checkpoint(folder: Path, step: int = 3) -> Path:
     """A good checkpoint of two entries with a shard each, of as many other bytes."""
     entries, groups = {}, {}
     for group, held in {"model": WEIGHTS, "head": bytes([step]) * 16}.items():
-        tensor = DraftTensor(TensorSpec("uint8", (16,)), may_change=True, read=partial(memoryview, held))
+        tensor = DraftTensor(TensorSpec("uint8", (16,)), may_change=True, reader=memoryview, source=held)
         entries[group] = Entry("value", {"w": {"$tensor": [group, "w"]}})
         groups[group] = {"w": tensor}
     folder.parent.mkdir(parents=True, exist_ok=True)

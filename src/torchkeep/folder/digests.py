@@ -26,6 +26,11 @@ def chunk_ranges(nbytes: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + CHUNK_BYTES, nbytes)
 
 
+def count_chunks(nbytes: int) -> int:
+    """How many ranges `chunk_ranges` gives."""
+    return -(-nbytes // CHUNK_BYTES)
+
+
 def chunk_digests(data: memoryview) -> tuple[str, ...]:
     """The digest of every chunk of a tensor's bytes."""
     return tuple(digest_of(data[begin:end]) for begin, end in chunk_ranges(len(data)))

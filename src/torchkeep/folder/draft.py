@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from typing import Any
 
 from torchkeep.folder.record import Entry, Node
 from torchkeep.tensors import TensorSpec
@@ -24,30 +24,36 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class DraftTensor:
-    """A tensor to save.
+    """A tensor to save; a checkpoint may have many thousands of them.
 
     Attributes:
         spec: Its dtype and shape.
         may_change: Whether training may change it.
-        read: Its bytes in C order.
+        reader: Gives the bytes of `source` in C order.
+        source: The live object, for `reader` and for whoever copies it in a way of his own.
         is_divisible: Whether `read` gives memory that is there anyway, so that it may be called for every part.
         fill: For a tensor that is nowhere in memory: reads its bytes from a position on into a buffer, and is called
             in place of `read` where bytes are written.
-        source: The live object, for whoever copies it in a way of his own.
         held: Where its bytes are kept, once they are.
     """
 
     spec: TensorSpec
     may_change: bool
-    read: Callable[[], memoryview]
+    reader: Callable[[Any], memoryview]
+    source: object = None
     is_divisible: bool = False
     fill: Callable[[int, memoryview], None] | None = None
-    source: object = None
     held: Held | None = None
+
+    def read(self) -> memoryview:
+        """Its bytes in C order."""
+        if self.held is None:
+            return self.reader(self.source)
+        return self.held.memory[self.held.offset : self.held.offset + self.spec.nbytes]
 
     def hold(self, held: Held) -> DraftTensor:
         """The same tensor, read from where it is kept."""
-        return replace(self, read=partial(_slice, held, self.spec.nbytes), is_divisible=True, fill=None, held=held)
+        return replace(self, is_divisible=True, fill=None, held=held)
 
     def pieces(self, begin: int, end: int) -> Iterator[memoryview]:
         """The bytes from `begin` to `end` where they are read a piece at a time; each is overwritten by the next."""
@@ -58,10 +64,6 @@ class DraftTensor:
             piece = buffer[: min(PIECE_BYTES, end - at)]
             self.fill(at, piece)
             yield piece
-
-
-def _slice(held: Held, nbytes: int) -> memoryview:
-    return held.memory[held.offset : held.offset + nbytes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,6 @@ _UNIT_SPLITS = 2  # after this many splits a shard is cut into units
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """A tensor of the group: its bytes, and whether training may change it."""
-
-    name: str
-    nbytes: int
-    may_change: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class ParentShard:
     """A shard of the checkpoint before: its tensors in file order, their bytes, its count of splits."""
 
@@ -53,7 +44,11 @@ def unit_bytes(checkpoint_bytes: int) -> int:
 
 
 def partition(
-    tensors: Sequence[Member], parent: Sequence[ParentShard], changed: AbstractSet[str], checkpoint_bytes: int
+    sizes: Mapping[str, int],
+    parent: Sequence[ParentShard],
+    changed: AbstractSet[str],
+    checkpoint_bytes: int,
+    frozen: AbstractSet[str] = frozenset(),
 ) -> list[PlannedShard]:
     """Plan the shards of one group.
 
@@ -61,24 +56,24 @@ def partition(
     changed. Equal arguments give equal plans.
 
     Args:
-        tensors: The group's tensors in order, names unique.
+        sizes: The group's tensors in order, each with its bytes.
         parent: The group's shards in the checkpoint before; none at the first save.
         changed: Names of tensors that are new, or whose bytes, dtype or shape differ from the parent's.
         checkpoint_bytes: Bytes of all tensors of all groups.
+        frozen: Names of tensors that training cannot change.
 
     Example:
-        >>> tensors = [Member("backbone", 90 * 2**20), Member("head", 2**20)]
+        >>> sizes = {"backbone": 90 * 2**20, "head": 2**20}
         >>> before = [ParentShard("model.safetensors", ("backbone", "head"), 91 * 2**20)]
-        >>> for shard in partition(tensors, before, {"head"}, 91 * 2**20):
+        >>> for shard in partition(sizes, before, {"head"}, 91 * 2**20):
         ...     print(shard.names, shard.splits, shard.reason)
         ('head',) 0 changed
         ('backbone',) 1 stayed while 1 of 2 tensors changed
     """
-    sizes = {tensor.name: tensor.nbytes for tensor in tensors}
     unit = unit_bytes(checkpoint_bytes)
     planned = [shard for before in parent for shard in _next(before, sizes, changed, unit)]
     placed = {name for shard in planned for name in shard.names}
-    return _with_new(planned, [tensor for tensor in tensors if tensor.name not in placed], sizes)
+    return _with_new(planned, [name for name in sizes if name not in placed], sizes, frozen)
 
 
 def _next(before: ParentShard, sizes: Mapping[str, int], changed: AbstractSet[str], unit: int) -> list[PlannedShard]:
@@ -99,28 +94,29 @@ def _next(before: ParentShard, sizes: Mapping[str, int], changed: AbstractSet[st
     return _shards([moved], sizes, before.splits, "changed") + _shards(parts, sizes, splits, why)
 
 
-def _with_new(planned: list[PlannedShard], new: Sequence[Member], sizes: Mapping[str, int]) -> list[PlannedShard]:
+def _with_new(
+    planned: list[PlannedShard], new: Sequence[str], sizes: Mapping[str, int], frozen: AbstractSet[str]
+) -> list[PlannedShard]:
     """Let each new tensor join the smallest shard that is written anyway, while that stays within `SHARD_BYTES`."""
-    homeless: list[Member] = []
-    for tensor in new:
+    homeless: list[str] = []
+    for name in new:
         written = [at for at, shard in enumerate(planned) if shard.link is None]
         at = min(written, key=lambda each: planned[each].nbytes, default=None)
-        if at is None or planned[at].nbytes + tensor.nbytes > SHARD_BYTES:
-            homeless.append(tensor)
+        if at is None or planned[at].nbytes + sizes[name] > SHARD_BYTES:
+            homeless.append(name)
             continue
         shard = planned[at]
-        planned[at] = replace(shard, names=(*shard.names, tensor.name), nbytes=shard.nbytes + tensor.nbytes)
-    return planned + _first(homeless, sizes)
+        planned[at] = replace(shard, names=(*shard.names, name), nbytes=shard.nbytes + sizes[name])
+    return planned + _first(homeless, sizes, frozen)
 
 
-def _first(tensors: Sequence[Member], sizes: Mapping[str, int]) -> list[PlannedShard]:
-    changing = [tensor.name for tensor in tensors if tensor.may_change]
-    frozen = [tensor.name for tensor in tensors if not tensor.may_change]
-    if not (_total(changing, sizes) and _total(frozen, sizes)):
-        return _shards(_packed([tensor.name for tensor in tensors], sizes, SHARD_BYTES), sizes, 0, "new")
+def _first(names: Sequence[str], sizes: Mapping[str, int], frozen: AbstractSet[str]) -> list[PlannedShard]:
+    changing, staying = ([name for name in names if (name in frozen) is stays] for stays in (False, True))
+    if not (_total(changing, sizes) and _total(staying, sizes)):
+        return _shards(_packed(names, sizes, SHARD_BYTES), sizes, 0, "new")
     return [
         *_shards(_packed(changing, sizes, SHARD_BYTES), sizes, 0, "new, may change"),
-        *_shards(_packed(frozen, sizes, SHARD_BYTES), sizes, 0, "new, frozen"),
+        *_shards(_packed(staying, sizes, SHARD_BYTES), sizes, 0, "new, frozen"),
     ]
 
 

@@ -20,6 +20,7 @@ ALIGNMENT_BYTES = 4096
 Node: TypeAlias = object
 _DIGEST_MEMBER = b',"digest":"'
 _END = b'"}\n'
+_as_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 RECORD_BEGIN = b'{"format":"torchkeep"'
 _ENTRIES_MEMBER = b',"entries":{'
 _SHARDS_MEMBER = b'},"shards":{'
@@ -114,27 +115,27 @@ def encode_record(record: Record) -> bytes:
         "whole": record.whole,
         "entries": {name: {"kind": e.kind, "tree": e.tree, **e.facts} for name, e in record.entries.items()},
         "rng": record.rng,
-        "tensors": {
-            group: {name: _tensor_members(tensor) for name, tensor in tensors.items()}
-            for group, tensors in record.tensors.items()
-        },
+    }
+    # A text for each tensor: all of them as objects would be many containers for the collector to walk.
+    tensors = ",".join(
+        f"{_as_json(group)}:{{{','.join(_tensor_member(name, tensor) for name, tensor in of.items())}}}"
+        for group, of in record.tensors.items()
+    )
+    files = {
         "shards": {name: _shard_members(shard) for name, shard in record.shards.items()},
         "indexes": dict(record.indexes),
     }
-    body = json.dumps(members, separators=(",", ":"), allow_nan=False).encode("ascii")[:-1] + _DIGEST_MEMBER
+    text = f'{_as_json(members)[:-1]},"tensors":{{{tensors}}},{_as_json(files)[1:-1]}'
+    body = text.encode("ascii") + _DIGEST_MEMBER
     return body + digest_of(body).encode("ascii") + _END
 
 
-def _tensor_members(tensor: StoredTensor) -> dict[str, object]:
-    ranges = chunk_ranges(tensor.nbytes)
-    return {
-        "dtype": tensor.dtype,
-        "shape": list(tensor.shape),
-        "shard": tensor.shard,
-        "begin": tensor.begin,
-        "end": tensor.end,
-        "chunks": [[begin, end, digest] for (begin, end), digest in zip(ranges, tensor.chunks, strict=True)],
-    }
+def _tensor_member(name: str, tensor: StoredTensor) -> str:
+    sizes = ",".join(map(str, tensor.shape))
+    ranges = zip(chunk_ranges(tensor.nbytes), tensor.chunks, strict=True)
+    chunks = ",".join([f'[{begin},{end},"{digest}"]' for (begin, end), digest in ranges])
+    where = f'"shard":{_as_json(tensor.shard)},"begin":{tensor.begin},"end":{tensor.end}'
+    return f'{_as_json(name)}:{{"dtype":"{tensor.dtype}","shape":[{sizes}],{where},"chunks":[{chunks}]}}'
 
 
 def _shard_members(shard: Shard) -> dict[str, object]:

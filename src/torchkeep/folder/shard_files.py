@@ -6,13 +6,14 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xxhash
 
 from torchkeep.folder.aligned_file import BLOCK_BYTES, AlignedFile, BounceBuffers, Run, as_bytes, write_in_place
-from torchkeep.folder.digests import CHUNK_BYTES, chunk_ranges, digest_of, shard_digest
+from torchkeep.folder.digests import CHUNK_BYTES, chunk_ranges, count_chunks, digest_of, shard_digest
 from torchkeep.folder.draft import DraftTensor
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.record import Shard, StoredTensor
@@ -114,7 +115,7 @@ def write_data(
     layout.write_header(file, buffers)
     in_parallel(lambda span: layout.keep(span, write_span(file, span, drafts, buffers)), layout.spans(), threads)
     file.finish(buffers)
-    return layout.stored()
+    return layout.stored("")
 
 
 @dataclass(slots=True)
@@ -124,7 +125,7 @@ class Layout:
     header: bytes
     drafts: Mapping[str, DraftTensor]
     order: Sequence[str]
-    digests: dict[tuple[str, int], str] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)  # by where their chunks begin
 
     @property
     def nbytes(self) -> int:
@@ -147,26 +148,34 @@ class Layout:
     def keep(self, span: Iterable[Chunk], digests: Iterable[str]) -> None:
         """Remember the digests of a span that was written."""
         for chunk, digest in zip(span, digests, strict=True):
-            self.digests[chunk.tensor, chunk.begin] = digest
+            self.digests[chunk.at] = digest
 
-    def stored(self) -> dict[str, StoredTensor]:
-        """Where each tensor lies, once all are written."""
-        placed, begin = {}, 0
+    def digest(self) -> str:
+        """The shard's digest, once all tensors are written."""
+        return shard_digest(digest_of(self.header), self._in_order())
+
+    def stored(self, file: str) -> dict[str, StoredTensor]:
+        """Where each tensor lies, once all are written and the file has its name."""
+        placed, begin, digests = {}, 0, self._in_order()
         for name in self.order:
             spec = self.drafts[name].spec
-            chunks = tuple(self.digests[name, first] for first, _ in chunk_ranges(spec.nbytes))
-            placed[name] = StoredTensor(spec.dtype, spec.shape, "", begin, begin + spec.nbytes, chunks)
-            begin += spec.nbytes
+            end = begin + spec.nbytes
+            chunks = tuple(islice(digests, count_chunks(end - begin)))
+            placed[name] = StoredTensor(spec.dtype, spec.shape, file, begin, end, chunks)
+            begin = end
         return placed
+
+    def _in_order(self) -> Iterator[str]:
+        return (self.digests[at] for at in sorted(self.digests))
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """A shard on the disk, flushed: its file, its facts, and where each tensor lies in it."""
+    """A shard on the disk, flushed: its file, its facts, and where everything stands in it."""
 
     path: Path
     shard: Shard
-    placed: Mapping[str, StoredTensor]
+    layout: Layout
 
 
 class ShardFile:
@@ -220,11 +229,9 @@ class ShardFile:
         os.fsync(self._descriptor)
         status = os.fstat(self._descriptor)
         self.close()
-        placed = self._layout.stored()
-        header = digest_of(self._layout.header)
-        digest = shard_digest(header, (chunk for name in self._layout.order for chunk in placed[name].chunks))
+        header, digest = digest_of(self._layout.header), self._layout.digest()
         shard = Shard(self._group, status.st_size, status.st_mtime_ns, header, digest, self._splits)
-        self.written = WrittenShard(self._path, shard, placed)
+        self.written = WrittenShard(self._path, shard, self._layout)
 
     def close(self) -> None:
         """Let go of the file, whether it is written or not."""

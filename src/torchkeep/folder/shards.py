@@ -12,6 +12,7 @@ from torchkeep.tensors import CODE_OF_DTYPE, TensorSpec, bits_of, unused_name
 
 MAX_STEM_LENGTH = 100
 _DEVICE_NAMES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+_as_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 # Complex dtypes that safetensors has no code for are stored as pairs of reals.
 _STORED_AS_PAIRS = {"complex128": "F64", "complex32": "F16"}
 
@@ -73,25 +74,29 @@ def header_of(tensors: Mapping[str, TensorSpec], order: Sequence[str], metadata:
 
     The format is the one of the safetensors README: eight bytes of little-endian length, then JSON.
     """
-    members: dict[str, object] = {"__metadata__": dict(metadata)}
+    # A text for each member: the whole as objects would be many containers for the collector to walk.
+    members = [f'"__metadata__":{_as_json(dict(metadata))}']
     begin = 0
     for name in order:
         spec = tensors[name]
-        members[name] = {**_stored_form(spec), "data_offsets": [begin, begin + spec.nbytes]}
-        begin += spec.nbytes
-    text = json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        (code, shape), end = _stored_form(spec), begin + spec.nbytes
+        sizes = ",".join(map(str, shape))
+        members.append(f'{_as_json(name)}:{{"dtype":"{code}","shape":[{sizes}],"data_offsets":[{begin},{end}]}}')
+        begin = end
+    text = f"{{{','.join(members)}}}".encode()
     padding = -(8 + len(text)) % ALIGNMENT_BYTES
     return (len(text) + padding).to_bytes(8, "little") + text + b" " * padding
 
 
-def _stored_form(spec: TensorSpec) -> dict[str, object]:
+def _stored_form(spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
+    """The code of the dtype and the shape that safetensors knows a tensor by."""
     pair = _STORED_AS_PAIRS.get(spec.dtype)
     if pair is not None:
-        return {"dtype": pair, "shape": [*spec.shape, 2]}
+        return pair, (*spec.shape, 2)
     code = CODE_OF_DTYPE[spec.dtype]
     if code == "F4":  # two of its values in one torch element
-        return {"dtype": code, "shape": [*spec.shape[:-1], 2 * spec.shape[-1]] if spec.shape else [2]}
-    return {"dtype": code, "shape": list(spec.shape)}
+        return code, (*spec.shape[:-1], 2 * spec.shape[-1]) if spec.shape else (2,)
+    return code, spec.shape
 
 
 def index_of(shard_of_tensor: Mapping[str, str], total_bytes: int) -> bytes:

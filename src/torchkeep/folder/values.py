@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from functools import partial
+from types import GeneratorType
 from typing import TypeAlias
 
 from torchkeep.errors import CheckpointError, CorruptError, FormatError
@@ -19,6 +19,7 @@ EncodeLeaf: TypeAlias = Callable[[KeyPath, object], Node | None]
 DecodeLeaf: TypeAlias = Callable[[str, object, Members], object]
 
 _SHOWN_KEYS = 20
+_NO_LEAF = object()
 _HOOK_TAGS = frozenset(("$tensor", "$numpy.tensor", "$object", "$name", "$method", "$partial", "$logger"))
 _NEWER = "was it written by a newer torchkeep? upgrade this one"
 _EXTRA_MEMBERS = {"$datetime": {"fold", "zone"}, "$time": {"fold", "zone"}, "$OrderedDict": {"metadata"}}
@@ -45,7 +46,7 @@ def encode(value: object, encode_leaf: EncodeLeaf) -> Node:
         {'lr': 0.1, 'betas': {'$tuple': [0.9, {'$float': 'inf'}]}}
     """
     encoder = _Encoder(encode_leaf)
-    node = _run(encoder.steps, value, [])
+    node = _run(encoder.begin, value, [])
     if encoder.faults:
         count = f"{len(encoder.faults)} value{'s have' if len(encoder.faults) > 1 else ' has'}"
         raise FormatError(f"cannot save: {count} no encoding", faults=encoder.faults, remedy=_REMEDY)
@@ -75,7 +76,7 @@ def decode(node: Node, decode_leaf: DecodeLeaf) -> object:
     """
     path: list[Hashable] = []
     try:
-        return _run(_Decoder(decode_leaf).steps, node, path)
+        return _run(_Decoder(decode_leaf).begin, node, path)
     except CheckpointError:
         raise
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
@@ -101,22 +102,26 @@ def _place(path: list[Hashable]) -> str:
     return shown if len(path) <= _SHOWN_KEYS else f"{shown} ..."
 
 
-def _run(steps_of: Callable[[object, list[Hashable]], Steps], root: object, path: list[Hashable]) -> object:
-    stack = [steps_of(root, path)]
-    answer: object = None
+def _run(begin: Callable[[object, list[Hashable]], object], root: object, path: list[Hashable]) -> object:
+    """Walk a value without recursion: `begin` gives its answer at once, or the steps to it."""
+    stack: list[Steps] = []
+    answer = begin(root, path)
     while True:
+        if isinstance(answer, GeneratorType):
+            stack.append(answer)
+            answer = None  # what starts it
+        elif not stack:
+            return answer
+        else:
+            path.pop()
         try:
             key, inside = stack[-1].send(answer)
         except StopIteration as stop:
             answer = stop.value
             stack.pop()
-            if not stack:
-                return answer
-            path.pop()
         else:
             path.append(key)
-            stack.append(steps_of(inside, path))
-            answer = None
+            answer = begin(inside, path)
 
 
 def _check_levels(node: Node) -> None:
@@ -153,61 +158,70 @@ class _Encoder:
         self.faults: list[str] = []
         self.open_ids: set[int] = set()
 
-    def steps(self, value: object, path: list[Hashable]) -> Steps:
-        """The node of one value; a fault is noted, and null stands in its place."""
-        at = tuple(path)
+    def begin(self, value: object, path: list[Hashable]) -> Node | Steps:
+        """The node of one value, or the steps to it; a fault is noted, and null stands in its place."""
         if id(value) in self.open_ids:
-            self.faults.append(f"{name_of(at)}: it contains itself")
+            self.faults.append(f"{name_of(tuple(path))}: it contains itself")
             return None
-        holds_others = type(value) not in ATOM_TYPES
-        if holds_others:
-            self.open_ids.add(id(value))
         try:
-            return (yield from self._node_of(value, at))
-        except ValueError as error:
-            self.faults.append(f"{name_of(at)}: {error}")
-        except FormatError as error:
-            inner = error.faults or (f": {error.what}",)
-            self.faults += [name_of(at) + (fault if fault.startswith(":") else f".{fault}") for fault in inner]
-        finally:
-            if holds_others:
-                self.open_ids.discard(id(value))
-        return None
+            node = self._leaf_of(value, path)
+        except (ValueError, FormatError) as error:
+            self._note(error, path)
+            return None
+        return self._inside(value, list(path)) if node is _NO_LEAF else node
 
-    def _node_of(self, value: object, at: KeyPath) -> Steps:
+    def _leaf_of(self, value: object, path: list[Hashable]) -> Node:
         kind = type(value)
         if kind in ATOM_TYPES:
             return encode_atom(value)
         if isinstance(value, tuple) and kind is tuple and all(type(each) is int for each in value):
             return {"$tuple": [encode_atom(each) for each in value]}  # a random generator's state has hundreds
-        if kind not in (dict, list, tuple):
-            for encoder in (partial(self.encode_leaf, at), encode_leaf, encode_numpy):
-                node = encoder(value)
-                if node is not None:
-                    return node
-        return (yield from encode_container(value))
+        if kind in (dict, list, tuple):
+            return _NO_LEAF
+        node = self.encode_leaf(tuple(path), value)
+        node = encode_leaf(value) if node is None else node
+        node = encode_numpy(value) if node is None else node
+        return _NO_LEAF if node is None else node
+
+    def _inside(self, value: object, path: list[Hashable]) -> Steps:
+        self.open_ids.add(id(value))
+        try:
+            return (yield from encode_container(value))
+        except (ValueError, FormatError) as error:
+            self._note(error, path)
+        finally:
+            self.open_ids.discard(id(value))
+        return None
+
+    def _note(self, error: ValueError | FormatError, path: list[Hashable]) -> None:
+        at = name_of(tuple(path))
+        if isinstance(error, FormatError):
+            inner = error.faults or (f": {error.what}",)
+            self.faults += [at + (fault if fault.startswith(":") else f".{fault}") for fault in inner]
+        else:
+            self.faults.append(f"{at}: {error}")
 
 
 class _Decoder:
     def __init__(self, decode_leaf: DecodeLeaf) -> None:
         self.decode_leaf = decode_leaf
 
-    def steps(self, node: object, path: list[Hashable]) -> Steps:
-        """The value of one node."""
+    def begin(self, node: object, path: list[Hashable]) -> object:
+        """The value of one node, or the steps to it."""
         if len(path) > MAX_LEVELS:
             raise ValueError(f"more than {MAX_LEVELS} levels")
         if isinstance(node, list):
-            return (yield from decode_list(node))
+            return decode_list(node)
         if not isinstance(node, dict):
             return decode_atom(node)
         tags = [key for key in node if key.startswith("$")]
         if not tags:
-            return (yield from decode_dict(node))
+            return decode_dict(node)
         if len(tags) > 1:
             raise ValueError(f"both {tags[0]} and {tags[1]}")
-        return (yield from self._tagged(tags[0], node))
+        return self._tagged(tags[0], node)
 
-    def _tagged(self, tag: str, node: Members) -> Steps:
+    def _tagged(self, tag: str, node: Members) -> object:
         payload = node[tag]
         if tag in _HOOK_TAGS or tag.startswith("$torch."):
             value = self.decode_leaf(tag, payload, node)
@@ -219,4 +233,4 @@ class _Decoder:
         extra = sorted(node.keys() - {tag} - _EXTRA_MEMBERS.get(tag, set()))
         if extra:
             raise ValueError(f"{tag} with a member {extra[0]!r}")
-        return decoder(payload, node) if decoder is not None else (yield from CONTAINER_DECODERS[tag](payload, node))
+        return CONTAINER_DECODERS[tag](payload, node) if decoder is None else decoder(payload, node)

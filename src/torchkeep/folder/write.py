@@ -20,7 +20,7 @@ from torchkeep.folder.draft import Draft, Held
 from torchkeep.folder.durable import fsync_path, make_parents, write_durably
 from torchkeep.folder.linking import link_shard, parent_shards, sequence_of
 from torchkeep.folder.parallel import in_parallel
-from torchkeep.folder.partition import Member, PlannedShard, partition
+from torchkeep.folder.partition import PlannedShard, partition
 from torchkeep.folder.record import RECORD_NAME, Record, Shard, StoredTensor, encode_record
 from torchkeep.folder.shard_files import Progress, ShardFile, WrittenShard, write_shards
 from torchkeep.folder.shards import index_of, stems_of
@@ -132,12 +132,14 @@ def begin(target: Path, draft: Draft, parent: Record | None, threads: int) -> St
 def decide(staged: Staged, digests: Mapping[Name, tuple[str, ...]]) -> None:
     """Plan the shards of a save from the digests of its tensors; without a parent, none are needed."""
     changed: set[Name] = set()
-    draft, parent = staged.draft, staged.parent
+    draft, parent, checkpoint_bytes = staged.draft, staged.parent, staged.draft.tensor_bytes
     for group, tensors in draft.groups.items():
         before = {} if parent is None else parent.tensors.get(group, {})
         new = {n for n, t in tensors.items() if not _is_unchanged(t.spec, digests.get((group, n)), before.get(n))}
-        members = [Member(name, tensor.spec.nbytes, tensor.may_change) for name, tensor in tensors.items()]
-        staged.to_write[group] = partition(members, parent_shards(parent, group), new, draft.tensor_bytes)
+        sizes = {name: tensor.spec.nbytes for name, tensor in tensors.items()}
+        frozen = {name for name, tensor in tensors.items() if not tensor.may_change}
+        shards = partition(sizes, parent_shards(parent, group), new, checkpoint_bytes, frozen)
+        staged.to_write[group] = shards
         changed |= {(group, name) for name in new if before or tensors[name].may_change}
     staged.changed = frozenset(changed)
 
@@ -234,7 +236,7 @@ def _write_all(staged: Staged) -> tuple[Record, int]:
             final = _shard_name(stems[group], each.shard.digest, count)
             each.path.rename(folder / final)
             shards[final] = each.shard
-            placed |= {name: replace(tensor, shard=final) for name, tensor in each.placed.items()}
+            placed |= each.layout.stored(final)
         tensors[group] = {name: placed[name] for name in drafts}
         if count > 1:
             data = index_of({n: t.shard for n, t in placed.items()}, sum(t.nbytes for t in placed.values()))

@@ -16,7 +16,7 @@ from torchkeep.errors import FormatError
 from torchkeep.folder.draft import DraftTensor
 from torchkeep.folder.record import Entry, Node
 from torchkeep.folder.values import encode
-from torchkeep.live.memory import bytes_of, dtype_name, flat_bytes_of, is_fillable, memory_format_of, memory_of
+from torchkeep.live.memory import bytes_of, dtype_name, flat_bytes_of, is_fillable, memory_format_of, memory_of_flat
 from torchkeep.live.modules import class_path, module_facts, named_parameters, named_state
 from torchkeep.live.optimizers import named_optimizer_state
 from torchkeep.tensors import DTYPE_NAMES, KeyPath, TensorSpec, name_of, unused_name
@@ -99,7 +99,7 @@ class Place:
 
     def under(self, path: KeyPath) -> Place:
         """A place below this one."""
-        return replace(self, path=self.path + path)
+        return Place(self.group, self.path + path, self.kind, self.frozen)
 
     @property
     def tensor_name(self) -> str:
@@ -114,8 +114,8 @@ def identity_of(tensor: torch.Tensor) -> Hashable | None:
     """What is equal for tensors that are wholly the same memory; None for those without any."""
     if not tensor.numel():
         return None
-    layout = (tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
-    return (tensor.data_ptr(), str(tensor.device), layout)
+    bits = tensor.is_conj(), tensor.is_neg()
+    return tensor.data_ptr(), str(tensor.device), tensor.dtype, tensor.shape, tensor.stride(), bits
 
 
 @dataclass(slots=True)
@@ -125,6 +125,7 @@ class Capture:
     given: Mapping[str, object]
     groups: dict[str, dict[str, DraftTensor]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    specs: dict[Hashable, TensorSpec] = field(default_factory=dict)
     # Identity of memory -> where it is stored; the tensors stay referenced by the readers, so addresses stay theirs.
     stored: dict[Hashable, tuple[str, str]] = field(default_factory=dict)
 
@@ -217,24 +218,31 @@ class Capture:
         if stored is None:
             group = self.groups.setdefault(place.group, {})
             stored = (place.group, unused_name(place.tensor_name, group))
-            spec = TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))
-            may_change = name_of(place.path) not in place.frozen
-            group[stored[1]] = _draft_of(spec, may_change, tensor)
+            may_change = not place.frozen or name_of(place.path) not in place.frozen
+            group[stored[1]] = _draft_of(self._spec_of(tensor), may_change, tensor)
             if identity is not None:
                 self.stored[identity] = stored
         node: dict[str, object] = {"$tensor": list(stored)}
-        if place.kind != "module":
-            node |= {"parameter": True} if isinstance(tensor, nn.Parameter) else {}
-            node |= {"requires_grad": True} if tensor.requires_grad and tensor.is_leaf else {}
+        if place.kind != "module" and isinstance(tensor, nn.Parameter):
+            node["parameter"] = True
+        if place.kind != "module" and tensor.requires_grad and tensor.is_leaf:
+            node["requires_grad"] = True
         memory_format = memory_format_of(tensor)
-        return node | ({"memory_format": memory_format} if memory_format != "contiguous" else {})
+        return node if memory_format == "contiguous" else node | {"memory_format": memory_format}
+
+    def _spec_of(self, tensor: torch.Tensor) -> TensorSpec:
+        """What a tensor is; one value for all that are alike."""
+        kind = (tensor.dtype, tensor.shape)
+        spec = self.specs.get(kind)
+        if spec is None:
+            spec = self.specs[kind] = TensorSpec(dtype_name(tensor.dtype), tuple(tensor.shape))
+        return spec
 
 
 def _draft_of(spec: TensorSpec, may_change: bool, tensor: torch.Tensor) -> DraftTensor:  # noqa: FBT001 - a fact of the tensor
     if not is_fillable(tensor) or not tensor.numel():
-        return DraftTensor(spec, may_change, partial(bytes_of, tensor), source=tensor.detach())
-    flat = flat_bytes_of(tensor)
-    return DraftTensor(spec, may_change, partial(memory_of, flat), is_divisible=True, source=flat)
+        return DraftTensor(spec, may_change, bytes_of, tensor.detach())
+    return DraftTensor(spec, may_change, memory_of_flat, flat_bytes_of(tensor), is_divisible=True)
 
 
 def _fault_of(tensor: torch.Tensor) -> str | None:

@@ -41,12 +41,17 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 def memory_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor as writable bytes."""
-    return flat_bytes_of(tensor).numpy().data if tensor.numel() else memoryview(bytearray())
+    return memory_of_flat(flat_bytes_of(tensor)) if tensor.numel() else memoryview(bytearray())
 
 
 def flat_bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     """A contiguous tensor's memory as a tensor of bytes."""
     return tensor.detach().reshape(-1).view(torch.uint8)
+
+
+def memory_of_flat(flat: torch.Tensor) -> memoryview:
+    """The memory that `flat_bytes_of` gave, if there is any."""
+    return flat.numpy().data
 
 
 def is_fillable(tensor: torch.Tensor) -> bool:

@@ -6,7 +6,6 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torchkeep.folder.digests import digest_of
@@ -111,7 +110,7 @@ def _unpack(packed: Any, entry: str, rank: int, groups: dict[str, dict[str, Draf
         name = f"rank{rank}/{key.partition(chr(0))[2]}"
         content = memoryview(bytearray(base64.b64decode(data)))
         spec = TensorSpec(dtype, tuple(shape))
-        groups.setdefault(entry, {})[name] = DraftTensor(spec, may_change=True, read=partial(_itself, content))
+        groups.setdefault(entry, {})[name] = DraftTensor(spec, may_change=True, reader=_itself, source=content)
         names[key] = [entry, name]
     return _renamed(packed["tree"], names)
 

@@ -160,7 +160,7 @@ class Saver:
         with copied.staged.undone_on_error():
             copied.copies.run(default_threads())
             self._copy_late(copied, draft)
-            written = [(g, n) for each in copied.staged.written for g in [each.shard.group] for n in each.placed]
+            written = [(g, n) for each in copied.staged.written for g in [each.shard.group] for n in each.layout.order]
             self._nonfinite = self._faults_in(copied.staged, watched, written)
         return copied
 

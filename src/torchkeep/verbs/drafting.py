@@ -136,7 +136,7 @@ def _draft_tensor(reader: Source, spec: TensorSpec, told: Told, *, may_change: b
         if told is not None:
             told(buffer.nbytes)
 
-    def read() -> memoryview:
+    def read(_: object) -> memoryview:
         whole = memoryview(bytearray(spec.nbytes))
         fill(0, whole)
         return whole

@@ -10,7 +10,7 @@ import torch
 import torchkeep as tk
 from torchkeep.errors import CorruptError
 from torchkeep.folder import checked_reads
-from torchkeep.folder.checked_reads import Wanted, units_of
+from torchkeep.folder.checked_reads import parts_of, units_of
 from torchkeep.folder.record import StoredTensor
 
 SIZES = [0, 1, 7, 4096, 100_000, 3, 2**20, 2**20 + 1, 5 * 2**20, 64 * 2**20 + 5, 12]
@@ -51,8 +51,14 @@ def stored(shard, begin, nbytes):
 def test_units_are_of_one_file_without_gaps_and_of_a_bounded_size():
     small = [stored("a", 10 * i, 10) for i in range(4)]
     wanted = [*small, stored("a", 50, 10), stored("b", 60, 10), stored("b", 70, 9 * 2**20), stored("b", 0, 70)]
-    units = list(units_of([Wanted(each, None) for each in wanted]))
-    assert [[part.index for part in unit] for unit in units] == [[0, 1, 2, 3], [4], [7], [5], [6]]
+    parts = parts_of(wanted)
+    assert [[parts.indexes[each] for each in unit] for unit in units_of(parts, wanted)] == [
+        [0, 1, 2, 3],
+        [4],
+        [7],
+        [5],
+        [6],
+    ]
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -16,7 +16,7 @@ from torchkeep.folder import aligned_file, shard_files
 from torchkeep.folder.aligned_file import AlignedFile, BounceBuffers, as_bytes
 from torchkeep.folder.digests import chunk_digests
 from torchkeep.folder.draft import DraftTensor
-from torchkeep.folder.shard_files import Progress, ShardFile, spans_of, write_shards
+from torchkeep.folder.shard_files import Progress, ShardFile, chunks_of, spans_of, write_shards
 from torchkeep.folder.shards import file_order, header_of
 from torchkeep.tensors import TensorSpec
 
@@ -56,7 +56,9 @@ def test_files_hold_their_headers_and_tensors_byte_for_byte(files, threads, smal
         order = file_order(specs)
         header = header_of(specs, order, {"format": "pt"})
         assert written.path.read_bytes() == header + b"".join(content[name] for name in order)
-        assert {n: t.chunks for n, t in written.layout.stored("f").items()} == {n: chunk_digests(content[n]) for n in order}
+        assert {n: t.chunks for n, t in written.layout.stored("f").items()} == {
+            n: chunk_digests(content[n]) for n in order
+        }
         assert (written.shard.group, written.shard.splits) == (f"group {number}", number)
         assert written.shard.nbytes == written.path.stat().st_size
         assert written.path.stat().st_mode & 0o777 == 0o444
@@ -64,12 +66,14 @@ def test_files_hold_their_headers_and_tensors_byte_for_byte(files, threads, smal
 
 def test_spans_follow_each_other_and_cut_no_chunk_and_no_copy(monkeypatch):
     monkeypatch.setattr(shard_files, "_SPAN_BYTES", 100)
-    tensors = [("a", 30, True), ("b", 90, True), ("none", 0, True), ("copied", 500, False), ("c", 1, True)]
+    sizes = {"a": 30, "b": 90, "none": 0, "copied": 500, "c": 1}
     monkeypatch.setattr(shard_files, "chunk_ranges", lambda n: [(i, min(i + 64, n)) for i in range(0, n, 64)])
-    spans = list(spans_of(tensors, 4096))
-    chunks = [chunk for span in spans for chunk in span]
-    assert [chunk.at for chunk in chunks] == [4096, 4126, 4190, *range(4216, 4716, 64), 4716]
-    assert [{chunk.tensor for chunk in span} for span in spans] == [{"a", "b"}, {"copied"}, {"c"}]
+    chunks = chunks_of(sizes, 4096)
+    assert chunks.places == [4096, 4126, 4190, *range(4216, 4716, 64), 4716]
+    spans = list(spans_of(chunks, {"copied"}))
+    assert [each for span in spans for each in span] == list(range(len(chunks.tensors)))
+    assert [{chunks.tensors[each] for each in span} for span in spans] == [{"a", "b"}, {"copied"}, {"c"}]
+    assert [chunks.nbytes(span) for span in spans] == [120, 500, 1]
 
 
 def test_a_file_system_that_refuses_unbuffered_writes_gets_buffered_ones(tmp_path, monkeypatch, small_pieces):

@@ -643,6 +643,7 @@ def test_loads_of_any_format_leave_no_file_open(tmp_path):
     torch.save(model.state_dict(), tmp_path / "l.pth", _use_new_zipfile_serialization=False)
     for path in [*paths, tmp_path / "l.pth"]:
         tk.load(path, into=model)
+    gc.collect()  # what other tests left open
     before = len(os.listdir("/proc/self/fd"))
     for path in [*paths, tmp_path / "l.pth"] * 3:
         tk.load(path, into=model)

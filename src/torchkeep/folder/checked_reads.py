@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import xxhash
 
@@ -23,113 +24,133 @@ _MOST_BUFFERS = 512  # of one call; the system allows 1,024
 DIFFER = "differ from their digest"
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A tensor to read and check: where it lies, and where its bytes go; None to check them only."""
-
-    stored: StoredTensor
-    buffer: memoryview | None
+Memory: TypeAlias = Callable[[int], memoryview]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One chunk of the wanted tensor at `index`: its range, where that begins in the shard, its digest."""
+class Parts:
+    """The chunks of wanted tensors, in the order of their files and by columns: many small ones are a few lists.
 
-    index: int
-    first: int
-    last: int
-    at: int
-    digest: str
+    Attributes:
+        indexes: Which of the wanted tensors each is of.
+        firsts: Where it begins in the tensor.
+        lasts: Where it ends there.
+        places: Where it begins in the shard's data.
+        digests: Its digest.
+    """
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of it."""
-        return self.last - self.first
+    indexes: list[int] = field(default_factory=list)
+    firsts: list[int] = field(default_factory=list)
+    lasts: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+
+    def nbytes(self, each: int) -> int:
+        """Bytes of one of them."""
+        return self.lasts[each] - self.firsts[each]
 
 
-def units_of(wanted: Sequence[Wanted]) -> Iterator[list[Part]]:
-    """Gather chunks that lie side by side in one shard, in the order of files, into what threads take at once. Pure."""
-    unit: list[Part] = []
-    shard, size = "", 0
-    for index in sorted(range(len(wanted)), key=lambda i: (wanted[i].stored.shard, wanted[i].stored.begin)):
-        stored = wanted[index].stored
+def parts_of(wanted: Sequence[StoredTensor]) -> Parts:
+    """The chunks of some tensors."""
+    found = Parts()
+    for index in sorted(range(len(wanted)), key=lambda i: (wanted[i].shard, wanted[i].begin)):
+        stored = wanted[index]
         for (first, last), digest in zip(chunk_ranges(stored.nbytes), stored.chunks, strict=True):
-            part = Part(index, first, last, stored.begin + first, digest)
-            follows = unit and stored.shard == shard and part.at == unit[-1].at + unit[-1].nbytes
-            if unit and not (follows and size + part.nbytes <= _UNIT_BYTES):
-                yield unit
-                unit, size = [], 0
-            unit.append(part)
-            shard, size = stored.shard, size + part.nbytes
-    if unit:
-        yield unit
+            found.indexes.append(index)
+            found.firsts.append(first)
+            found.lasts.append(last)
+            found.places.append(stored.begin + first)
+            found.digests.append(digest)
+    return found
+
+
+def units_of(parts: Parts, wanted: Sequence[StoredTensor]) -> Iterator[range]:
+    """Gather what lies side by side in one shard into what threads take at once: positions in `parts`. Pure."""
+    begin, size = 0, 0
+    for each in range(len(parts.indexes)):
+        nbytes = parts.nbytes(each)
+        if each > begin:
+            same_file = wanted[parts.indexes[each]].shard == wanted[parts.indexes[each - 1]].shard
+            follows = same_file and parts.places[each] == parts.places[each - 1] + parts.nbytes(each - 1)
+            if not (follows and size + nbytes <= _UNIT_BYTES):
+                yield range(begin, each)
+                begin, size = each, 0
+        size += nbytes
+    if parts.indexes:
+        yield range(begin, len(parts.indexes))
 
 
 def faults_of(
-    wanted: Sequence[Wanted], place: Callable[[StoredTensor], tuple[int, int]], threads: int
+    wanted: Sequence[StoredTensor],
+    place: Callable[[StoredTensor], tuple[int, int]],
+    threads: int,
+    memory: Memory | None = None,
 ) -> dict[int, str]:
     """Read and check tensors.
 
     Args:
-        wanted: Which, and where they go.
+        wanted: Which.
         place: The descriptor of a tensor's file, and where in the file its bytes begin.
         threads: Threads that read and hash.
+        memory: By position in `wanted`, where its bytes go; None to check them only. Asked while they are read, by
+            the threads.
 
     Returns:
         For those that are damaged, by their position in `wanted`, the first fault.
     """
     buffers = BounceBuffers()
+    parts = parts_of(wanted)
     found: list[tuple[int, int, str]] = []
 
-    def read(unit: list[Part]) -> None:
-        descriptor, begin = place(wanted[unit[0].index].stored)
-        offset = begin - wanted[unit[0].index].stored.begin
+    def read(unit: range) -> None:
+        first = wanted[parts.indexes[unit[0]]]
+        descriptor, begin = place(first)
         with buffers.lend(READ_BYTES) as bounce:
-            for parts in _calls(unit):
-                found.extend(_read(descriptor, offset, parts, wanted, bounce.data[:READ_BYTES]))
+            for call in _calls(parts, unit):
+                found.extend(_read(descriptor, begin - first.begin, parts, call, memory, bounce.data[:READ_BYTES]))
 
-    in_parallel(read, units_of(wanted), threads)
+    in_parallel(read, units_of(parts, wanted), threads)
     return {index: fault for index, _, fault in sorted(found, reverse=True)}
 
 
-def _calls(unit: Sequence[Part]) -> Iterator[list[Part]]:
-    """The parts of a unit that one call reads: a large one alone, small ones together."""
-    call: list[Part] = []
-    size = 0
-    for part in unit:
-        if call and (size + part.nbytes > READ_BYTES or len(call) == _MOST_BUFFERS):
-            yield call
-            call, size = [], 0
-        call.append(part)
-        size += part.nbytes
-    yield call
+def _calls(parts: Parts, unit: range) -> Iterator[range]:
+    """What of a unit one call reads: a large part alone, small ones together."""
+    begin, size = unit.start, 0
+    for each in unit:
+        if each > begin and (size + parts.nbytes(each) > READ_BYTES or each - begin == _MOST_BUFFERS):
+            yield range(begin, each)
+            begin, size = each, 0
+        size += parts.nbytes(each)
+    yield range(begin, unit.stop)
 
 
 def _read(
-    descriptor: int, offset: int, parts: Sequence[Part], wanted: Sequence[Wanted], scratch: memoryview
+    descriptor: int, offset: int, parts: Parts, call: range, memory: Memory | None, scratch: memoryview
 ) -> Iterator[tuple[int, int, str]]:
-    if len(parts) == 1:
-        (part,) = parts
-        buffer = wanted[part.index].buffer
-        into = None if buffer is None else buffer[part.first : part.last]
-        fault = fault_of_chunk(descriptor, offset + part.at, part.nbytes, part.digest, into, scratch)
+    if len(call) == 1:
+        index, first, last = parts.indexes[call[0]], parts.firsts[call[0]], parts.lasts[call[0]]
+        into = None if memory is None else memory(index)[first:last]
+        begin = offset + parts.places[call[0]]
+        fault = fault_of_chunk(descriptor, begin, last - first, parts.digests[call[0]], into, scratch)
         if fault:
-            yield part.index, part.first, said(part.first, part.last, fault)
+            yield index, first, said(first, last, fault)
         return
     pieces, used = [], 0
-    for part in parts:
-        buffer = wanted[part.index].buffer
-        pieces.append(scratch[used : used + part.nbytes] if buffer is None else buffer[part.first : part.last])
-        used += part.nbytes
-    in_one = [scratch[:used]] if all(wanted[part.index].buffer is None for part in parts) else pieces
-    if os.preadv(descriptor, in_one, offset + parts[0].at) != used:
-        for part, piece in zip(parts, pieces, strict=True):
-            if fault := fill(descriptor, offset + part.at, piece):
-                yield part.index, part.first, fault
+    for each in call:
+        nbytes = parts.nbytes(each)
+        kept = None if memory is None else memory(parts.indexes[each])[parts.firsts[each] : parts.lasts[each]]
+        pieces.append(scratch[used : used + nbytes] if kept is None else kept)
+        used += nbytes
+    in_one = [scratch[:used]] if memory is None else pieces
+    if os.preadv(descriptor, in_one, offset + parts.places[call[0]]) != used:
+        for each, piece in zip(call, pieces, strict=True):
+            if fault := fill(descriptor, offset + parts.places[each], piece):
+                yield parts.indexes[each], parts.firsts[each], fault
                 return
-    for part, piece in zip(parts, pieces, strict=True):
-        if digest_of(piece) != part.digest:
-            yield part.index, part.first, said(part.first, part.last, DIFFER)
+    for each, piece in zip(call, pieces, strict=True):
+        if digest_of(piece) != parts.digests[each]:
+            first, last = parts.firsts[each], parts.lasts[each]
+            yield parts.indexes[each], first, said(first, last, DIFFER)
 
 
 def said(first: int, last: int, fault: str) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 from torchkeep.errors import CorruptError, NotFoundError, typed
-from torchkeep.folder.checked_reads import READ_BYTES, Wanted, fault_of_chunk, faults_of, fill, said
+from torchkeep.folder.checked_reads import READ_BYTES, Memory, fault_of_chunk, faults_of, fill, said
 from torchkeep.folder.committed import read_record
 from torchkeep.folder.digests import chunk_ranges, digest_of
 from torchkeep.folder.record import Record, StoredTensor, decode_record
@@ -18,6 +18,7 @@ from torchkeep.folder.shards import file_order, header_of, single_file_names
 from torchkeep.folder.values import decode
 from torchkeep.tensors import Described, Extent, TensorSpec, check_range
 
+Key: TypeAlias = tuple[str, str]  # of our own tensors: group and name
 RECORD_KEY = "torchkeep"  # of a single file's __metadata__
 
 
@@ -56,15 +57,21 @@ class FolderSource:
 
     def read_into(self, spec: TensorSpec, buffer: memoryview) -> None:
         """Read one tensor and check its digests on the way; see `Source.read_into`."""
-        self.read_each([(spec, buffer)])
+        flat = buffer.cast("B")
+        self.read_each([spec], lambda _: flat)
 
-    def read_each(self, wanted: Iterable[tuple[TensorSpec, memoryview]], threads: int = 1) -> None:
+    def read_each(self, specs: Sequence[TensorSpec], memory: Memory, threads: int = 1) -> None:
         """Read tensors into memory that does not overlap, and check their digests on the way.
+
+        Args:
+            specs: Which.
+            memory: By position in `specs`, the bytes to fill; asked while they are read, by the threads.
+            threads: Threads that read.
 
         Raises:
             CorruptError: It lists every tensor that differs. Buffers may hold some of the bytes.
         """
-        faults = self._faults([(spec.key, buffer.cast("B")) for spec, buffer in wanted], threads)
+        faults = self._faults([cast("Key", spec.key) for spec in specs], threads, memory)
         if len(faults) == 1:
             raise CorruptError(faults[0], where=self.path, remedy=_REMEDY)
         if faults:
@@ -133,7 +140,7 @@ class FolderSource:
         Raises:
             CorruptError: It lists every tensor that differs.
         """
-        faults = self._faults([(key, None) for key in dict.fromkeys(spec.key for spec in specs)], threads)
+        faults = self._faults(list(dict.fromkeys(cast("Key", spec.key) for spec in specs)), threads)
         if faults:
             raise _damaged(self.path, faults)
 
@@ -154,14 +161,13 @@ class FolderSource:
     def __del__(self) -> None:
         self.close()
 
-    def _faults(self, wanted: Iterable[tuple[object, memoryview | None]], threads: int) -> list[str]:
+    def _faults(self, keys: Sequence[Key], threads: int, memory: Memory | None = None) -> list[str]:
         """Read and check tensors by their keys; a line for each that is damaged, in order."""
-        keyed = [(*cast("tuple[str, str]", key), buffer) for key, buffer in wanted]
-        reads = [Wanted(self.record.tensors[group][name], buffer) for group, name, buffer in keyed]
+        reads = [self.record.tensors[group][name] for group, name in keys]
         with typed("cannot be read", self.path):
-            found = faults_of(reads, self._place_of, threads)
+            found = faults_of(reads, self._place_of, threads, memory)
         return [
-            f"{reads[index].stored.shard or self.path.name}: {keyed[index][0]}.{keyed[index][1]}: {fault}"
+            f"{reads[index].shard or self.path.name}: {'.'.join(keys[index])}: {fault}"
             for index, fault in sorted(found.items())
         ]
 
@@ -287,8 +293,7 @@ def digests_of_file(path: Path, record: Record, file: str) -> None:
     try:
         fault = _open_shard(path, shard.nbytes, shard.header, begin, descriptors)
         if fault is None:
-            reads = [Wanted(tensor, None) for tensor in tensors.values()]
-            found = faults_of(reads, lambda tensor: (descriptors[path.name], begin + tensor.begin), 1)
+            found = faults_of(list(tensors.values()), lambda tensor: (descriptors[path.name], begin + tensor.begin), 1)
             fault = next((f"{list(tensors)[index]}: {fault}" for index, fault in sorted(found.items())), None)
     finally:
         for descriptor in descriptors.values():

@@ -24,6 +24,8 @@ _as_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 RECORD_BEGIN = b'{"format":"torchkeep"'
 _ENTRIES_MEMBER = b',"entries":{'
 _SHARDS_MEMBER = b'},"shards":{'
+_TENSORS_MEMBER = b',"tensors":{'
+_TENSOR_MEMBERS = {"dtype", "shape", "shard", "begin", "end", "chunks"}
 _SUMMARY_MEMBERS = {"id", "saved_at_ns", "step", "metrics", "provenance", "shards"}
 CONTENT_NAME = re.compile(r".+-[0-9a-f]{16}\.safetensors")  # only torchkeep names a shard so
 FILE_NAME = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9_.%~-]{0,200}\.safetensors(\.index\.json)?")
@@ -162,7 +164,7 @@ def decode_record(data: bytes, where: str) -> Record:
     """
     try:
         _check_digest(data)
-        members = _members_of(data)
+        members = _members_with_tensors(data) or _members_of(data)
         _refuse_unknown(members, where)
         record = _record_of(members)
         _check_places(record)
@@ -232,6 +234,30 @@ def _members_of(data: bytes) -> dict[str, object]:
         raise _MalformedError(f"not the JSON it should be ({error})") from error
 
 
+def _members_with_tensors(data: bytes) -> dict[str, object] | None:
+    """The members where they stand in the order that `encode_record` writes, those of `tensors` as `StoredTensor`.
+
+    A quote inside a string is escaped, so what is found is a key. It is the record's own if what stands before it is
+    whole but for a brace. None where it is not, or where there is anything to say about a tensor by its name.
+    """
+    begin = data.find(_TENSORS_MEMBER)
+    if begin < 0:
+        return None
+    try:
+        text = data[begin + len(_TENSORS_MEMBER) - 1 :].decode("ascii")
+        tensors, end = json.JSONDecoder(object_pairs_hook=_tensor_or_members).raw_decode(text)
+        members = _members_of(data[:begin] + b"}") | {"tensors": tensors}
+        after = _members_of(b"{" + text[end + 1 :].encode("ascii"))
+    except (ValueError, RecursionError):
+        return None
+    return members | after if members.keys().isdisjoint(after) else None
+
+
+def _tensor_or_members(pairs: list[tuple[str, object]]) -> object:
+    members = _unique(pairs)
+    return _tensor_of(members) if members.keys() == _TENSOR_MEMBERS else members
+
+
 def _members_around(data: bytes) -> dict[str, object] | None:
     """The members before `entries` and after `tensors`, without reading what lies between; None in another order.
 
@@ -297,7 +323,7 @@ def _record_of(members: Mapping[str, object]) -> Record:
         entries={k: _entry_of(v, k) for k, v in _expect(members.get("entries"), dict, "entries").items()},
         rng=members.get("rng"),
         tensors={
-            group: {name: _tensor_of(value, f"{group}.{name}") for name, value in _expect(of, dict, group).items()}
+            group: {name: _named_tensor(value, f"{group}.{name}") for name, value in _expect(of, dict, group).items()}
             for group, of in groups.items()
         },
         shards=summary.shards,
@@ -313,25 +339,33 @@ def _entry_of(value: object, name: str) -> Entry:
     return Entry(kind, facts.pop("tree"), facts)
 
 
-def _tensor_of(value: object, name: str) -> StoredTensor:
-    members = _expect(value, dict, name)
-    dtype = _expect(members.get("dtype"), str, f"{name}.dtype")
+def _named_tensor(value: object, name: str) -> StoredTensor:
+    """A tensor; a fault is told with its name."""
+    try:
+        return value if isinstance(value, StoredTensor) else _tensor_of(value)
+    except _MalformedError as fault:
+        raise _MalformedError(f"{name}{fault}") from None
+
+
+def _tensor_of(value: object) -> StoredTensor:
+    members = _expect(value, dict, "")
+    dtype = _expect(members.get("dtype"), str, ".dtype")
     if dtype not in DTYPE_NAMES:
-        raise _MalformedError(f"{name}: no dtype is called {dtype!r}")
-    shape = tuple(_natural(size, f"{name}.shape") for size in _expect(members.get("shape"), list, f"{name}.shape"))
-    begin, end = _natural(members.get("begin"), f"{name}.begin"), _natural(members.get("end"), f"{name}.end")
+        raise _MalformedError(f": no dtype is called {dtype!r}")
+    shape = tuple([_natural(size, ".shape") for size in _expect(members.get("shape"), list, ".shape")])
+    begin, end = _natural(members.get("begin"), ".begin"), _natural(members.get("end"), ".end")
     if end - begin != TensorSpec(dtype, shape).nbytes:
-        raise _MalformedError(f"{name}: {end - begin} bytes do not hold {dtype} {shape}")
-    ranges = _expect(members.get("chunks"), list, f"{name}.chunks")
+        raise _MalformedError(f": {end - begin} bytes do not hold {dtype} {shape}")
+    ranges = _expect(members.get("chunks"), list, ".chunks")
     wanted = chunk_ranges(end - begin)
     if len(ranges) * CHUNK_BYTES >= end - begin + CHUNK_BYTES:
-        raise _MalformedError(f"{name}: more chunks than bytes to digest")
+        raise _MalformedError(": more chunks than bytes to digest")
     chunks = []
     for chunk, (first, last) in zip_longest(ranges, wanted):
         if not isinstance(chunk, list) or chunk[:2] != [first, last] or len(chunk) != 3:  # noqa: PLR2004 - begin, end, digest
-            raise _MalformedError(f"{name}.chunks: [{first}, {last}, digest] wanted")
-        chunks.append(_digest(chunk[2], f"{name}.chunks"))
-    return StoredTensor(dtype, shape, _expect(members.get("shard"), str, f"{name}.shard"), begin, end, tuple(chunks))
+            raise _MalformedError(f".chunks: [{first}, {last}, digest] wanted")
+        chunks.append(_digest(chunk[2], ".chunks"))
+    return StoredTensor(dtype, shape, _expect(members.get("shard"), str, ".shard"), begin, end, tuple(chunks))
 
 
 def _shard_of(value: object, name: str) -> Shard:

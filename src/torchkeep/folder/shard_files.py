@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,58 +28,80 @@ _SPAN_BYTES = 16 * 2**20  # small enough that threads end together
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """A range of one tensor's bytes that has a digest of its own, and where it begins in the file."""
+class Chunks:
+    """The chunks of a file, in its order and by columns: thousands of small tensors are four lists, not objects.
 
-    tensor: str
-    begin: int
-    end: int
-    at: int
+    Attributes:
+        tensors: Each one's tensor.
+        begins: Where it begins in the tensor.
+        ends: Where it ends there.
+        places: Where it begins in the file.
+    """
+
+    tensors: list[str] = field(default_factory=list)
+    begins: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+
+    def nbytes(self, span: range) -> int:
+        """Bytes of some that follow each other."""
+        return self.places[span[-1]] + self.ends[span[-1]] - self.begins[span[-1]] - self.places[span[0]] if span else 0
 
 
-def spans_of(tensors: Iterable[tuple[str, int, bool]], begin: int) -> Iterator[tuple[Chunk, ...]]:
+def chunks_of(sizes: Mapping[str, int], begin: int) -> Chunks:
+    """The chunks of tensors, given in the order of the file with their bytes, the first of which begins at `begin`."""
+    found = Chunks()
+    for name, nbytes in sizes.items():
+        for first, last in chunk_ranges(nbytes):
+            found.tensors.append(name)
+            found.begins.append(first)
+            found.ends.append(last)
+            found.places.append(begin + first)
+        begin += nbytes
+    return found
+
+
+def spans_of(chunks: Chunks, whole: AbstractSet[str] = frozenset()) -> Iterator[range]:
     """Cut what follows each other in a file into spans for threads, never within a chunk. Pure.
 
     Args:
-        tensors: Name, bytes, and whether parts may be read apart, in the order of the file.
-        begin: Where the first one begins.
+        chunks: The chunks of the file.
+        whole: Tensors whose parts are not read apart.
 
     Example:
-        >>> [len(span) for span in spans_of([("a", 40 * 2**20, True), ("b", 8, True), ("c", 0, True)], 4096)]
-        [1, 1]
+        >>> list(spans_of(chunks_of({"a": 40 * 2**20, "b": 8, "c": 0}, 4096)))
+        [range(0, 1), range(1, 2)]
     """
-    span: list[Chunk] = []
-    at = begin
-    for name, nbytes, is_divisible in tensors:
-        for first, last in chunk_ranges(nbytes):
-            span.append(Chunk(name, first, last, at + first))
-            if at + last - span[0].at >= _SPAN_BYTES and (is_divisible or last == nbytes):
-                yield tuple(span)
-                span = []
-        at += nbytes
-    if span:
-        yield tuple(span)
+    first, count = 0, len(chunks.tensors)
+    for index in range(count):
+        following = index + 1
+        if following < count and chunks.tensors[index] == chunks.tensors[following] and chunks.tensors[index] in whole:
+            continue
+        if following == count or chunks.nbytes(range(first, following)) >= _SPAN_BYTES:
+            yield range(first, following)
+            first = following
 
 
 def write_span(
-    file: AlignedFile, span: Sequence[Chunk], drafts: Mapping[str, DraftTensor], buffers: BounceBuffers
+    file: AlignedFile, chunks: Chunks, span: range, drafts: Mapping[str, DraftTensor], buffers: BounceBuffers
 ) -> list[str]:
     """Write one span; the digest of each chunk is of the very bytes that are written."""
-    kept = _kept_in_one(span, drafts)
+    kept = _kept_in_one(chunks, span, drafts)
     if kept is not None:
-        write_in_place(file, kept, span[0].at)
-        return [_known(drafts[chunk.tensor], chunk) for chunk in span]
+        write_in_place(file, kept, chunks.places[span[0]])
+        return [_known(drafts[chunks.tensors[each]], chunks.begins[each]) for each in span]
     digests: list[str] = []
     read_name, data = "", as_bytes(memoryview(b""))
     # The bounce buffer makes digest and file agree even if somebody changes the tensor meanwhile.
-    with buffers.lend(span[-1].end - span[-1].begin + span[-1].at - span[0].at + 1) as bounce:
-        run = Run(file, span[0].at, bounce)
-        for chunk in span:
-            draft, state = drafts[chunk.tensor], xxhash.xxh3_128()
-            if draft.fill is None and (chunk.tensor != read_name or not digests):
-                read_name, data = chunk.tensor, as_bytes(draft.read())
-            whole = [data[chunk.begin : chunk.end]]
-            for part in whole if draft.fill is None else map(as_bytes, draft.pieces(chunk.begin, chunk.end)):
+    with buffers.lend(chunks.nbytes(span) + 1) as bounce:
+        run = Run(file, chunks.places[span[0]], bounce)
+        for each in span:
+            name, begin, end = chunks.tensors[each], chunks.begins[each], chunks.ends[each]
+            draft, state = drafts[name], xxhash.xxh3_128()
+            if draft.fill is None and (name != read_name or not digests):
+                read_name, data = name, as_bytes(draft.read())
+            whole = [data[begin:end]]
+            for part in whole if draft.fill is None else map(as_bytes, draft.pieces(begin, end)):
                 for piece in run.put(part):
                     state.update(piece.data)
             digests.append(state.hexdigest())
@@ -86,24 +109,24 @@ def write_span(
     return digests
 
 
-def _kept_in_one(span: Sequence[Chunk], drafts: Mapping[str, DraftTensor]) -> Bytes | None:
+def _kept_in_one(chunks: Chunks, span: range, drafts: Mapping[str, DraftTensor]) -> Bytes | None:
     """The bytes of a span where they lie side by side, as in the file, in memory that can be written from as it is."""
-    first = drafts[span[0].tensor].held
+    first, place = drafts[chunks.tensors[span[0]]].held, chunks.places[span[0]]
     if first is None:
         return None
-    begin = first.offset + span[0].begin
-    shift = begin - span[0].at
-    for chunk in span:
-        held = drafts[chunk.tensor].held
-        if held is None or held.memory is not first.memory or held.offset + chunk.begin - chunk.at != shift:
+    begin = first.offset + chunks.begins[span[0]]
+    for each in span:
+        held = drafts[chunks.tensors[each]].held
+        if held is None or held.memory is not first.memory:
             return None
-    last = span[-1]
-    memory = as_bytes(first.memory)[begin : last.at + last.end - last.begin + shift]
-    return memory if (memory.ctypes.data - span[0].at) % BLOCK_BYTES == 0 else None
+        if held.offset + chunks.begins[each] - chunks.places[each] != begin - place:
+            return None
+    memory = as_bytes(first.memory)[begin : begin + chunks.nbytes(span)]
+    return memory if (memory.ctypes.data - place) % BLOCK_BYTES == 0 else None
 
 
-def _known(draft: DraftTensor, chunk: Chunk) -> str:
-    return draft.held.digests[chunk.begin // CHUNK_BYTES] if draft.held is not None else ""
+def _known(draft: DraftTensor, begin: int) -> str:
+    return draft.held.digests[begin // CHUNK_BYTES] if draft.held is not None else ""
 
 
 def write_data(
@@ -113,29 +136,35 @@ def write_data(
     buffers = BounceBuffers()
     layout = Layout(header, drafts, order)
     layout.write_header(file, buffers)
-    in_parallel(lambda span: layout.keep(span, write_span(file, span, drafts, buffers)), layout.spans(), threads)
+    in_parallel(lambda span: layout.write(file, span, buffers), layout.spans, threads)
     file.finish(buffers)
     return layout.stored("")
 
 
-@dataclass(slots=True)
 class Layout:
-    """Where everything stands in one file, and the digests that are known so far."""
+    """Where everything stands in one file, and the digests that are known so far.
 
-    header: bytes
-    drafts: Mapping[str, DraftTensor]
-    order: Sequence[str]
-    digests: dict[int, str] = field(default_factory=dict)  # by where their chunks begin
+    Args:
+        header: What the file begins with.
+        drafts: Its tensors.
+        order: Their order.
 
-    @property
-    def nbytes(self) -> int:
-        """The file's size."""
-        return len(self.header) + sum(self.drafts[name].spec.nbytes for name in self.order)
+    Attributes:
+        header: As given.
+        order: As given.
+        nbytes: The file's size.
+        chunks: What the tensors are digested in.
+        spans: What there is to write after the header: positions in `chunks`.
+    """
 
-    def spans(self) -> list[tuple[Chunk, ...]]:
-        """What there is to write after the header."""
-        tensors = ((name, self.drafts[name].spec.nbytes, self.drafts[name].is_divisible) for name in self.order)
-        return list(spans_of(tensors, len(self.header)))
+    def __init__(self, header: bytes, drafts: Mapping[str, DraftTensor], order: Sequence[str]) -> None:
+        self.header, self.order = header, order
+        self._drafts = drafts
+        sizes = {name: drafts[name].spec.nbytes for name in order}
+        self.nbytes = len(header) + sum(sizes.values())
+        self.chunks = chunks_of(sizes, len(header))
+        self.spans = list(spans_of(self.chunks, {name for name in order if not drafts[name].is_divisible}))
+        self._digests = [""] * len(self.chunks.tensors)
 
     def write_header(self, file: AlignedFile, buffers: BounceBuffers) -> None:
         """Write the header."""
@@ -145,28 +174,24 @@ class Layout:
                 pass
             run.close()
 
-    def keep(self, span: Iterable[Chunk], digests: Iterable[str]) -> None:
-        """Remember the digests of a span that was written."""
-        for chunk, digest in zip(span, digests, strict=True):
-            self.digests[chunk.at] = digest
+    def write(self, file: AlignedFile, span: range, buffers: BounceBuffers) -> None:
+        """Write one span."""
+        self._digests[span.start : span.stop] = write_span(file, self.chunks, span, self._drafts, buffers)
 
     def digest(self) -> str:
         """The shard's digest, once all tensors are written."""
-        return shard_digest(digest_of(self.header), self._in_order())
+        return shard_digest(digest_of(self.header), self._digests)
 
     def stored(self, file: str) -> dict[str, StoredTensor]:
         """Where each tensor lies, once all are written and the file has its name."""
-        placed, begin, digests = {}, 0, self._in_order()
+        placed, begin, digests = {}, 0, iter(self._digests)
         for name in self.order:
-            spec = self.drafts[name].spec
+            spec = self._drafts[name].spec
             end = begin + spec.nbytes
             chunks = tuple(islice(digests, count_chunks(end - begin)))
             placed[name] = StoredTensor(spec.dtype, spec.shape, file, begin, end, chunks)
             begin = end
         return placed
-
-    def _in_order(self) -> Iterator[str]:
-        return (self.digests[at] for at in sorted(self.digests))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,15 +219,19 @@ class ShardFile:
         specs = {name: draft.spec for name, draft in drafts.items()}
         order = file_order(specs)
         self._layout = Layout(header_of(specs, order, PLAIN_METADATA), drafts, order)
-        self.nbytes = sum(spec.nbytes for spec in specs.values())
-        self.spans = self._layout.spans() or [()]
+        self.spans = self._layout.spans or [range(0)]
         self._left = len(self.spans)
         self._lock = threading.Lock()
         self._descriptor = -1
         self._file: AlignedFile | None = None
 
-    def write(self, span: Sequence[Chunk], buffers: BounceBuffers) -> None:
-        """Write one of `spans`; the first makes the file, the last flushes and closes it.
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return self._layout.nbytes - len(self._layout.header)
+
+    def write(self, span: range, buffers: BounceBuffers) -> int:
+        """Write one of `spans`; the first makes the file, the last flushes and closes it. Gives the bytes written.
 
         Raises:
             OSError: The system refused; call `close`.
@@ -210,13 +239,14 @@ class ShardFile:
         with self._lock:
             file = self._file = self._file or self._open(buffers)
         if span:
-            self._layout.keep(span, write_span(file, span, self._layout.drafts, buffers))
+            self._layout.write(file, span, buffers)
         with self._lock:
             self._left -= 1
             is_last = self._left == 0
         if is_last:
             file.finish(buffers)
             self._flush()
+        return self._layout.chunks.nbytes(span)
 
     def _open(self, buffers: BounceBuffers) -> AlignedFile:
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -268,9 +298,8 @@ def write_shards(files: Sequence[ShardFile], threads: int, progress: Progress) -
     buffers = BounceBuffers()
     progress.total_bytes = (progress.total_bytes or 0) + sum(file.nbytes for file in files)
 
-    def write(item: tuple[ShardFile, tuple[Chunk, ...]]) -> None:
-        item[0].write(item[1], buffers)
-        progress.add(sum(chunk.end - chunk.begin for chunk in item[1]))
+    def write(item: tuple[ShardFile, range]) -> None:
+        progress.add(item[0].write(item[1], buffers))
 
     try:
         in_parallel(write, [(file, span) for file in files for span in file.spans], threads)

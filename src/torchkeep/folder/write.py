@@ -175,9 +175,9 @@ def link(
 
 
 def _digests(draft: Draft, threads: int) -> dict[Name, tuple[str, ...]]:
-    items = [((group, name), tensor) for group, tensors in draft.groups.items() for name, tensor in tensors.items()]
-    results = in_parallel(lambda item: chunk_digests(item[1].read()), items, threads)
-    return {name: digests for (name, _), digests in zip(items, results, strict=True)}
+    names = [(group, name) for group, tensors in draft.groups.items() for name in tensors]
+    results = in_parallel(lambda name: chunk_digests(draft.groups[name[0]][name[1]].read()), names, threads)
+    return dict(zip(names, results, strict=True))
 
 
 def _is_unchanged(spec: TensorSpec, digests: tuple[str, ...] | None, before: StoredTensor | None) -> bool:

@@ -158,28 +158,33 @@ class Gathered:
     def __init__(self, source: Source) -> None:
         self.tasks: list[Callable[[], object]] = []
         self._source = source
-        self._noted: list[tuple[TensorSpec, torch.Tensor]] = []
+        self._specs: list[TensorSpec] = []
+        self._targets: list[torch.Tensor] = []
 
     def note(self, spec: TensorSpec, target: torch.Tensor) -> None:
         """Read a tensor's bytes into the memory of `target` later."""
         if spec.nbytes:
-            self._noted.append((spec, target))
+            self._specs.append(spec)
+            self._targets.append(target)
 
     def read(self, threads: int) -> None:
         """Read all of it; memory that overlaps is filled in the order in which it was noted, after the rest."""
-        shared = _overlapping(target for _, target in self._noted)
-        apart = [(spec, memory_of(t)) for i, (spec, t) in enumerate(self._noted) if i not in shared]
+        shared = _overlapping(self._targets)
+        apart = [index for index in range(len(self._targets)) if index not in shared]
         if isinstance(self._source, FolderSource):
-            self._source.read_each(apart, threads)
+            specs = [self._specs[index] for index in apart]
+            self._source.read_each(specs, lambda position: memory_of(self._targets[apart[position]]), threads)
         else:
-            in_parallel(lambda each: self._source.read_into(*each), apart, threads)
+            in_parallel(self._read, apart, threads)
         for index in sorted(shared):
-            spec, target = self._noted[index]
-            self._source.read_into(spec, memory_of(target))
-        if self._noted:
+            self._read(index)
+        if self._targets:
             # Autograd must see that the memory changed, as after copy_.
-            torch.autograd.graph.increment_version([target for _, target in self._noted])
+            torch.autograd.graph.increment_version(self._targets)
         in_parallel(lambda task: task(), self.tasks, threads)
+
+    def _read(self, index: int) -> None:
+        self._source.read_into(self._specs[index], memory_of(self._targets[index]))
 
 
 def _overlapping(tensors: Iterable[torch.Tensor]) -> set[int]:

@@ -40,9 +40,14 @@ class Placement:
     casting: Casting | None = None
     inverse: Callable[[torch.Tensor], torch.Tensor] | None = None
 
+    @property
+    def is_as_saved(self) -> bool:
+        """Whether what arrives is a tensor of the file, at most of another dtype."""
+        return isinstance(self.recipe, Part) and self.casting is None and self.inverse is None
+
     def put(self, target: torch.Tensor, builder: Builder) -> None:
         """Fill the memory of a live tensor; read straight into it, with others, where it is the tensor of the file."""
-        if isinstance(self.recipe, Part) and self.casting is None and self.inverse is None:
+        if self.is_as_saved and isinstance(self.recipe, Part):
             builder.fill_later(self.recipe.spec, target)
             return
         with torch.no_grad():
@@ -109,9 +114,8 @@ def lossy_casts(
     return list(filter(None, in_parallel(fault, narrowing, threads)))
 
 
-def model_specs(target: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, TensorSpec]:
-    """The plain tensors of a module or mapping as a plan sees them; extra state is not among them."""
-    state = named_state(target) if isinstance(target, nn.Module) else target
+def model_specs(state: Mapping[str, object]) -> dict[str, TensorSpec]:
+    """The plain tensors of a state dict as a plan sees them; extra state is not among them."""
     tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     return {name: spec_of(tensor) for name, tensor in tensors.items() if not _is_lazy(tensor) and is_plain(tensor)}
 
@@ -121,9 +125,8 @@ def is_plain(tensor: object) -> TypeGuard[torch.Tensor]:
     return isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and not tensor.is_quantized
 
 
-def unfit_memory(target: nn.Module | Mapping[str, torch.Tensor]) -> str:
-    """Why nothing can be placed in a target: tensors without a shape yet, or that overlap themselves; "" if it can."""
-    state = named_state(target) if isinstance(target, nn.Module) else target
+def unfit_memory(state: Mapping[str, object]) -> str:
+    """Why nothing can be placed in a state dict: no shape yet, or elements that share memory; "" if it can."""
     lazy = [name for name, tensor in state.items() if _is_lazy(tensor)]
     if lazy:
         return f"{', '.join(lazy)}: not initialised yet; run the model once, then load"
@@ -131,9 +134,8 @@ def unfit_memory(target: nn.Module | Mapping[str, torch.Tensor]) -> str:
     return f"{', '.join(folded)}: elements share memory, as expand() makes them; clone it, then load" if folded else ""
 
 
-def tied_names(target: nn.Module | Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """Names under which a target holds one and the same memory."""
-    state = named_state(target) if isinstance(target, nn.Module) else target
+def tied_names(state: Mapping[str, object]) -> list[list[str]]:
+    """Names under which a state dict holds one and the same memory."""
     found: dict[object, list[str]] = {}
     for name, tensor in state.items():
         if isinstance(tensor, torch.Tensor) and is_plain(tensor) and not _is_lazy(tensor) and tensor.numel():
@@ -155,13 +157,17 @@ def place_in_mapping(
     target: Mapping[str, torch.Tensor], placements: Sequence[Placement], builder: Builder, threads: int
 ) -> None:
     """Fill the tensors of a mapping in place; those that share a storage one after the other, a tied one once."""
-    by_storage: dict[object, dict[object, Placement]] = {}
-    for placement in placements:
+    distinct = {_memory(target[placement.name]): placement for placement in placements}
+    by_storage: dict[int, list[Placement]] = {}
+    for placement in distinct.values():
         tensor = target[placement.name]
-        by_storage.setdefault(tensor.untyped_storage().data_ptr(), {})[_memory(tensor)] = placement
+        if placement.is_as_saved:
+            placement.put(tensor, builder)
+        else:
+            by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(placement)
 
-    def fill(group: Mapping[object, Placement]) -> None:
-        for placement in group.values():
+    def fill(group: Sequence[Placement]) -> None:
+        for placement in group:
             placement.put(target[placement.name], builder)
 
     in_parallel(fill, by_storage.values(), threads)

@@ -15,7 +15,7 @@ from torchkeep.errors import CheckpointError, PlanError
 from torchkeep.folder.read import FolderSource
 from torchkeep.folder.record import Entry
 from torchkeep.live.capture import Stateful
-from torchkeep.live.modules import counters, loads_by_itself, module_facts, named_parameters, unwrap
+from torchkeep.live.modules import counters, loads_by_itself, module_facts, named_parameters, named_state, unwrap
 from torchkeep.live.optimizer_forms import read_form
 from torchkeep.live.optimizers import Owners, optimizer_parameters
 from torchkeep.live.place import model_specs, tied_names, unfit_memory
@@ -71,11 +71,12 @@ class Target:
         name = name if isinstance(self.live, nn.Module) else "the mapping"
         inside_extra = tuple(f"{key}." for key in self.extra_state())
         tensors = {key: spec for key, spec in self.tensors.items() if not f"{key}.".startswith(inside_extra)}
-        pair = Pair(tensors, model_specs(self.live), self.kind, name, origin, optional=self._optional(tensors))
+        state = named_state(self.live) if isinstance(self.live, nn.Module) else self.live
+        pair = Pair(tensors, model_specs(state), self.kind, name, origin, optional=self._optional(tensors))
         why = loads_by_itself(self.live) if isinstance(self.live, nn.Module) else None
         note = f"loads through its own load_state_dict: {why}" if why else ""
-        tied = tuple(map(tuple, tied_names(self.live)))
-        return replace(pair, note=note, mismatch=unfit_memory(self.live), tied=tied, content=self.content)
+        tied = tuple(map(tuple, tied_names(state)))
+        return replace(pair, note=note, mismatch=unfit_memory(state), tied=tied, content=self.content)
 
     def _optional(self, tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
         """Names that one side may have alone: counters of old batch norms, all but one of tied ones, a mere counter."""

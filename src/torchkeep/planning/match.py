@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TypeVar
 
 from torchkeep.planning.adaptations import ADAPTATIONS, DoesNotFitError
@@ -52,21 +53,22 @@ def arrange(checkpoint: Mapping[str, TensorSpec | None], rules: Sequence[Rule], 
 def match(entry: str, pair: Pair, rules: Sequence[Rule]) -> Matching:
     """Decide for every tensor of both sides what becomes of it."""
     active = [rule for rule in rules if rule.acts_on(entry)]
-    claims: dict[str, list[Offer]] = defaultdict(list)
-    for offer in arrange(pair.checkpoint, active, entry):
-        claims[offer.name].append(offer)
-    claimed = {name: claimants[0] for name, claimants in claims.items() if len(claimants) == 1}
-    found = _found(claimed, pair.model, contested=claims.keys() - claimed.keys())
+    offers = arrange(pair.checkpoint, active, entry)
+    counts = Counter(offer.name for offer in offers)
+    claimed = {offer.name: offer for offer in offers if counts[offer.name] == 1}
+    contested = _grouped([offer for offer in offers if counts[offer.name] > 1], attrgetter("name"))
+    found = _found(claimed, pair.model, contested.keys())
 
     rows = [_row(entry, pair, name, found.get(name), active) for name in pair.model]
     taken = {offer.name for offer in found.values()}
-    for name, claimants in claims.items():
+    for name in counts:
         if name not in taken:
+            claimants = contested.get(name) or [claimed[name]]
             rows += [_checkpoint_row(entry, pair, offer, claimants, active) for offer in claimants]
     collisions = tuple(
         f"{_sources(claimants)} are both renamed to {name}"
-        for name, claimants in claims.items()
-        if len(claimants) > 1 and _skipping_rule(name, active) is None
+        for name, claimants in contested.items()
+        if _skipping_rule(name, active) is None
     )
     rows, untied = _with_ties(rows, pair)
     return Matching(tuple(rows), collisions, untied)
@@ -149,10 +151,10 @@ def _peeled(names: Sequence[str]) -> Iterator[Sequence[str]]:
         yield names
 
 
-def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        groups[key(name)].append(name)
+def _grouped(values: Iterable[Claim], key: Callable[[Claim], str]) -> dict[str, list[Claim]]:
+    groups: dict[str, list[Claim]] = defaultdict(list)
+    for value in values:
+        groups[key(value)].append(value)
     return groups
 
 
@@ -186,6 +188,10 @@ def _row(entry: str, pair: Pair, name: str, offer: Offer | None, rules: Sequence
     if offer is None:
         reason = f"{pair.unloaded}: no such tensor in the checkpoint"
         return Row(entry, name, None, Status.ONLY_IN_MODEL, (), None, spec, reason)
+    if _is_as_saved(name, spec, pair, offer, rules):  # nearly every row of nearly every plan
+        saved = None if offer.recipe is None else spec_of(offer.recipe)
+        reason = "loads as it was saved"
+        return Row(entry, name, name, Status.MATCHED, (), saved, spec, reason, offer.name, offer.recipe)
     row = _with_offer(_fit(Row(entry, name, None, Status.MATCHED, (), None, spec, ""), pair, offer, rules), offer)
     if row.status is not Status.MATCHED:
         return replace(row, reason=f"{pair.unloaded}: {row.reason}")
@@ -196,6 +202,15 @@ def _row(entry: str, pair: Pair, name: str, offer: Offer | None, rules: Sequence
     elif not isinstance(offer.recipe, Part | None):
         row = replace(row, reason=f"from {offer.source}: {row.reason}")
     return row if row.reason else replace(row, reason="loads as it was saved")
+
+
+def _is_as_saved(name: str, spec: TensorSpec, pair: Pair, offer: Offer, rules: Sequence[Rule]) -> bool:
+    """Whether nothing has to be done to a tensor or said of it."""
+    if not isinstance(offer.recipe, Part) or (offer.source, offer.name) != (name, name):
+        return False
+    saved = offer.recipe.spec
+    fits = saved.shape == spec.shape and (saved.dtype == spec.dtype or not pair.counts)
+    return fits and not any(isinstance(rule, ADAPTATIONS) for rule in rules)
 
 
 def _said_of_names(row: Row) -> str:

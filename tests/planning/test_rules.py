@@ -20,13 +20,15 @@ from torchkeep.rules import Cast, Only, Rename, Skip
         ("layer[34].*", "layer3.0.weight", True),
         ("FC", "fc", False),
         ("a[[]0]", "a[0]", True),
+        ("", "", True),
+        ("", ".weight", False),
     ],
 )
 def test_a_glob_crosses_dots_and_a_bare_name_means_its_subtree(glob, name, means):
     assert matches(glob, name) is means
 
 
-@pytest.mark.parametrize("name", ["fc", "a[0]", "wei!", "what?", "x*", "a.b", "]"])
+@pytest.mark.parametrize("name", ["fc", "a[0]", "wei!", "what?", "x*", "a.b", "]", ""])
 def test_an_exact_glob_means_its_name_and_no_subtree(name):
     assert matches(exact_glob(name), name)
     assert not matches(exact_glob(name), f"{name}.weight")

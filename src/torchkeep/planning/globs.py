@@ -19,7 +19,7 @@ def matches(glob: str, name: str) -> bool:
     """Whether a glob means a tensor's name; case counts.
 
     ``*`` crosses dots, ``?`` is one character, ``[...]`` one of a set. A glob without any of these means the name
-    itself or everything below it.
+    itself or everything below it; the empty one means the empty name alone.
 
     Example:
         >>> matches("fc", "fc.weight"), matches("fc", "fc2.weight"), matches("*.bias", "layer1.0.bias")
@@ -27,7 +27,7 @@ def matches(glob: str, name: str) -> bool:
     """
     if not is_bare(glob):
         return fnmatchcase(name, glob)
-    return name == glob or name.startswith(f"{glob}.")
+    return name == glob or (glob != "" and name.startswith(f"{glob}."))
 
 
 def is_bare(glob: str) -> bool:

@@ -59,7 +59,7 @@ def _highest_free(name: str, reserved: Collection[str]) -> str:
     segments = name.split(".")
     for cut in range(1, len(segments)):
         prefix = ".".join(segments[:cut])
-        if prefix not in reserved and is_bare(prefix):
+        if prefix and prefix not in reserved and is_bare(prefix):
             return prefix
     return name
 

@@ -38,11 +38,14 @@ def signed(body: str) -> bytes:
     return raw + digest_of(raw).encode() + b'"}\n'
 
 
-def changed(data: bytes, change: Callable[[Any], object]) -> bytes:
+COMPACT, SPACED = (",", ":"), (", ", ": ")  # as it is written, and as other JSON writers do
+
+
+def changed(data: bytes, change: Callable[[Any], object], separators: tuple[str, str] = COMPACT) -> bytes:
     members = json.loads(data)
     del members["digest"]
     change(members)
-    return signed(json.dumps(members)[:-1])
+    return signed(json.dumps(members, separators=separators)[:-1])
 
 
 def tensor(members: Any, name: str = "0.weight") -> Any:
@@ -139,9 +142,10 @@ MUST_BE = [
 
 
 @pytest.mark.parametrize(("change", "says"), MUST_BE)
-def test_a_member_that_is_not_what_it_should_be_is_a_corrupt_error(data, change, says):
+@pytest.mark.parametrize("separators", [COMPACT, SPACED])
+def test_a_member_that_is_not_what_it_should_be_is_a_corrupt_error(data, change, says, separators):
     with pytest.raises(CorruptError, match=f"here: the record is damaged: .*{says}"):
-        decode_record(changed(data, change), "here")
+        decode_record(changed(data, change, separators), "here")
 
 
 @pytest.mark.parametrize(
@@ -163,6 +167,9 @@ def test_a_member_that_is_not_what_it_should_be_is_a_corrupt_error(data, change,
         (lambda _: signed('{"format":"torchkeep","a":' + "9" * 10**5), "not the JSON it should be"),
         (lambda _: signed('{"format":"torchkeep","a":"\xff"').replace(b"\xc3", b""), "it does not end in the digest"),
         (lambda _: signed("{}{"), "not the JSON it should be"),
+        (lambda d: signed(d[:-46].decode().replace('},"shards"', '};"shards"')), "not the JSON it should be"),
+        (lambda d: signed(d[:-46].decode().replace('},"shards"', '},"tensors":{},"shards"')), "a key occurs twice"),
+        (lambda d: signed(d[:-46].decode().replace('"shape":', '"shape":[],"shape":')), "a key occurs twice"),
     ],
 )
 def test_bytes_that_are_no_record_are_a_corrupt_error(data, change, says):
@@ -205,19 +212,28 @@ NASTY_NAMES = {
     ),
     "members in another order": lambda m: m.update(entries=m.pop("entries"), id=m.pop("id")),
     "no tensors": lambda m: m.update(tensors={}, shards={}, entries={}),
+    "a value called tensors": lambda m: m["entries"].update(
+        odd={"kind": "value", "tree": {"a": 1, "tensors": {"shape": [1]}}}
+    ),
+    "a value like a tensor's members": lambda m: m["entries"].update(odd={"kind": "value", "tree": dict(tensor(m))}),
+    "a tensor with a member more": lambda m: tensor(m).update(comment="from a newer one"),
 }
 
 
 @pytest.mark.parametrize("nasty", NASTY_NAMES)
-@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+@pytest.mark.parametrize("separators", [COMPACT, SPACED])
 def test_a_summary_says_what_the_record_says_whatever_its_members_are_called(data, nasty, separators):
-    members = json.loads(data)
-    del members["digest"]
-    NASTY_NAMES[nasty](members)
-    raw = signed(json.dumps(members, separators=separators)[:-1])
-
+    raw = changed(data, NASTY_NAMES[nasty], separators)
     record, summary = decode_record(raw, "here"), decode_summary(raw, "here")
     assert summary == Summary(**{each.name: getattr(record, each.name) for each in fields(Summary)})
+
+
+@pytest.mark.parametrize("nasty", NASTY_NAMES)
+def test_a_record_is_the_same_however_its_text_is_spaced_and_whatever_its_members_are_called(data, nasty):
+    compact, spaced = (decode_record(changed(data, NASTY_NAMES[nasty], each), "here") for each in (COMPACT, SPACED))
+    assert compact == spaced
+    trees = json.loads(changed(data, NASTY_NAMES[nasty]))["entries"]
+    assert {name: entry.tree for name, entry in compact.entries.items()} == {n: e["tree"] for n, e in trees.items()}
 
 
 def test_a_summary_parses_neither_entries_nor_tensors_and_yet_checks_every_byte(data):

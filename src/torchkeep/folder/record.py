@@ -246,9 +246,11 @@ def _members_with_tensors(data: bytes) -> dict[str, object] | None:
     try:
         text = data[begin + len(_TENSORS_MEMBER) - 1 :].decode("ascii")
         tensors, end = json.JSONDecoder(object_pairs_hook=_tensor_or_members).raw_decode(text)
+        if text[end] != ",":
+            return None
         members = _members_of(data[:begin] + b"}") | {"tensors": tensors}
         after = _members_of(b"{" + text[end + 1 :].encode("ascii"))
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, IndexError):
         return None
     return members | after if members.keys().isdisjoint(after) else None
 

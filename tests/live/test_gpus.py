@@ -59,7 +59,7 @@ def test_what_is_written_on_another_stream_is_saved_after_it_is_written(tmp_path
                 tensor.add_(1)
             manager.save(index)
             tensor.add_(1)
-    assert tk.load(tmp_path / "run")["state"]["tensor"].unique().tolist() == [152.0]
+    assert tk.load(tmp_path / "run" / "step-00000002")["state"]["tensor"].unique().tolist() == [152.0]
 
 
 def test_staging_memory_is_pinned_and_let_go_of():

@@ -50,6 +50,7 @@ def fill_gpu(source: Source, spec: TensorSpec, target: torch.Tensor) -> None:
     Raises:
         CorruptError: As for `Source.read_range_into`; the tensor holds some of the bytes.
     """
+    torch.cuda.synchronize(target.device)  # this thread may stand on another stream than who works with the tensor
     flat = flat_bytes_of(target)
     piece = torch.empty(min(CHUNK_BYTES, spec.nbytes), dtype=torch.uint8, pin_memory=True)
     for begin in range(0, spec.nbytes, CHUNK_BYTES):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import sys
 import threading
 
 import pytest
@@ -11,8 +13,10 @@ from torch import nn
 
 import torchkeep as tk
 from torchkeep.errors import CheckpointError
+from torchkeep.live.overlap import Overlap
 from torchkeep.live.staging import Copies
 from torchkeep.policies import Staging
+from torchkeep.verbs.background import SaveHandle
 
 
 def build():
@@ -136,6 +140,154 @@ def test_a_change_while_copies_are_made_drops_the_save_and_never_commits_a_mix(t
     assert [each.step for each in tk.checkpoints(tmp_path)] == [0, 1, 2, 4]
 
 
+def test_weights_that_are_swapped_uncounted_while_copies_are_made_drop_the_save(tmp_path, slow_copies):
+    state, expected = build(), {}
+    with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
+        for number in range(5):
+            forward_and_backward(state)
+            step(state)
+            slow_copies.clear()
+            expected[number] = snapshot(state)
+            handle = manager.save(number)
+            if number == 3:  # validate with the average, as EMA libraries do it
+                own = [parameter.detach().clone() for parameter in state["model"].parameters()]
+                for parameter, average in zip(state["model"].parameters(), state["ema"].parameters(), strict=True):
+                    parameter.data.copy_(average.data)
+            slow_copies.set()
+            if number == 3:
+                with pytest.raises(CheckpointError, match="this save is dropped"):
+                    handle.wait()
+                for parameter, before in zip(state["model"].parameters(), own, strict=True):
+                    parameter.data.copy_(before)
+            else:
+                handle.wait()
+    for each in tk.checkpoints(tmp_path):
+        assert_saved(each.path, expected[each.step])
+    assert [each.step for each in tk.checkpoints(tmp_path)] == [0, 1, 2, 4]
+
+
+def test_saves_in_inference_mode_overlap_too(tmp_path, slow_copies):
+    state, overlapped = build(), []
+    with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
+        for number in range(3):
+            forward_and_backward(state)
+            step(state)
+            expected = snapshot(state)
+            slow_copies.clear()
+            with torch.inference_mode():
+                handle = manager.save(number)
+            overlapped.append(not handle.staged())
+            slow_copies.set()
+            assert_saved(handle.wait(), expected)
+    assert overlapped == [False, True, True]
+
+
+def test_an_optimizer_that_steps_late_is_compared_with_its_own_copies_only(tmp_path):
+    def net():
+        return nn.Linear(60, 60)
+
+    state = {"critic": net(), "generator": net()}
+    optimizers = {f"{name}_optimizer": torch.optim.Adam(model.parameters()) for name, model in state.items()}
+    state |= optimizers
+    with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
+        for number in range(9):
+            for name in ("critic", "generator"):
+                if name == "generator" or number in {0, 4, 5, 6}:
+                    state[name](torch.rand(2, 60)).sum().backward()
+                    optimizers[f"{name}_optimizer"].step()
+            expected = snapshot(state)
+            assert_saved(manager.save(number).wait(), expected)
+    assert manager.notes == []
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_an_interrupt_once_a_save_is_staged_leaves_no_step_held(begins, tmp_path, monkeypatch):
+    state, begin = build(), SaveHandle.begin
+
+    def begun(handle):
+        begin(handle)
+        handle.wait()
+
+    with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
+        for number in range(3):
+            forward_and_backward(state)
+            step(state)
+            manager.save(number).wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(SaveHandle, "begin", lambda handle: (begins and begun(handle), interrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                manager.save(3)
+        step(state)
+        expected = snapshot(state)
+        assert_saved(manager.save(4).wait(), expected)
+    assert [each.step for each in tk.checkpoints(tmp_path)] == ([0, 1, 2, 3, 4] if begins else [0, 1, 2, 4])
+    assert not list(tmp_path.glob(".staging-*"))
+
+
+def no_thread(_):
+    raise RuntimeError("can't start new thread")
+
+
+def test_where_the_system_gives_no_thread_the_caller_saves(tmp_path, monkeypatch):
+    state = build()
+    with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
+        for number in range(3):
+            forward_and_backward(state)
+            step(state)
+            if number == 2:
+                manager.wait()
+                monkeypatch.setattr(threading.Thread, "start", no_thread)
+            expected = snapshot(state)
+            handle = manager.save(number)
+        assert handle.done
+        assert_saved(handle.wait(), expected)
+
+
+def test_a_forked_process_is_not_held_while_copies_are_made(tmp_path, slow_copies):
+    state = build()
+    with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
+        for number in range(3):
+            forward_and_backward(state)
+            step(state)
+            slow_copies.clear()
+            handle = manager.save(number)
+            if not handle.staged():
+                child = multiprocessing.get_context("fork").Process(target=step, args=[state])
+                child.start()
+                child.join(30)
+                child.kill()
+                assert child.exitcode == 0
+            slow_copies.set()
+
+
+def test_state_that_appears_while_the_next_save_is_prepared_is_no_error():
+    interval_seconds = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    parameters = [nn.Parameter(torch.rand(2)) for _ in range(3000)]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    overlap, has_ended = Overlap({"optimizer": optimizer}), threading.Event()
+
+    def train():
+        while not has_ended.is_set():
+            optimizer.state.clear()
+            for parameter in parameters:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros(2)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        for _ in range(60):
+            overlap.late_names({})
+    finally:
+        has_ended.set()
+        thread.join()
+        sys.setswitchinterval(interval_seconds)
+
+
 def step_at_once(parameter):
     parameter.data.sub_(parameter.grad)
 
@@ -167,6 +319,29 @@ def test_where_a_step_cannot_be_held_it_copies_at_once_and_says_so(change, note,
             manager.save(number).wait()
     assert manager.notes[0].startswith(note)
     assert_saved(tmp_path / "step-00000003", expected)
+
+
+def test_hooks_that_come_later_end_the_overlap_of_their_optimizer(tmp_path, slow_copies):
+    state = build()
+    with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
+        slow_copies.set()
+        for number in range(3):
+            forward_and_backward(state)
+            step(state)
+            manager.save(number).wait()
+        step_in_backward(state)
+        handle = manager.save(3)
+        with pytest.raises(CheckpointError, match="this save is dropped"):
+            handle.wait()
+        slow_copies.clear()
+        expected = snapshot(state)
+        handle = manager.save(4)
+        forward_and_backward(state)
+        slow_copies.set()
+        assert_saved(handle.wait(), expected)
+        manager.save(5).wait()
+        manager.save(6)
+    assert "other_optimizer is not overlapped: its parameters have hooks that step in the backward" in manager.notes
 
 
 def test_without_an_optimizer_nothing_overlaps_and_a_note_says_so(tmp_path):

@@ -156,6 +156,23 @@ def test_copies_are_byte_for_byte(dtype, shape, threads):
     assert [bytes(place.numpy()) for place in places] == [bytes(draft.read()) for draft in drafts.values()]
 
 
+def manager_saves(state, path):
+    with tk.CheckpointManager(path, state) as manager:
+        for step in range(3):
+            manager.save(step).wait()
+            state["w"] += 1
+        return manager.save(3).wait()
+
+
+@pytest.mark.parametrize("save", [lambda s, path: tk.save(s, path).path, manager_saves])
+def test_what_is_saved_and_loaded_can_still_be_resized_by_its_owner(save, tmp_path):
+    state = {"w": torch.rand(5000), "transposed": torch.rand(30, 20).t()}
+    path = save(state, tmp_path / "saved")
+    tk.load(path, into=state)
+    state["w"].resize_(9000)
+    state["transposed"].untyped_storage().resize_(0)
+
+
 def test_the_next_save_waits_for_the_one_in_flight_and_says_how_long(tmp_path, monkeypatch):
     may_write = threading.Event()
     write = shard_files.write_span

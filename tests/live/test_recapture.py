@@ -17,6 +17,7 @@ class Net(nn.Module):
         self.head = nn.Linear(6, 6)
         self.register_buffer("seen", torch.zeros(2))
         self.register_buffer("cache", torch.zeros(2), persistent=False)
+        self.register_buffer("phases", torch.rand(3, dtype=torch.complex64))
 
 
 @pytest.fixture
@@ -39,6 +40,19 @@ def replace_a_parameter(given):
 
 def turn_a_parameter_in_place(given):
     given["model"].head.weight.data = given["model"].head.weight.data.t()
+
+
+def conjugate_a_buffer(given):
+    given["model"].phases.data = given["model"].phases.data.conj()
+
+
+def let_another_buffer_persist(given):
+    given["model"]._non_persistent_buffers_set ^= {"cache", "seen"}
+
+
+def give_a_state_dict_of_its_own(given):
+    state_dict = given["model"].state_dict
+    given["model"].state_dict = lambda **options: {k: v for k, v in state_dict(**options).items() if "head" in k}
 
 
 def tie_two_parameters(given):
@@ -77,6 +91,9 @@ CHANGES = {
     "another dtype": lambda given: given["model"].half(),
     "channels last": lambda given: given["model"].to(memory_format=torch.channels_last),
     "tied": tie_two_parameters,
+    "a conjugate": conjugate_a_buffer,
+    "another buffer that persists": let_another_buffer_persist,
+    "a state dict of its own": give_a_state_dict_of_its_own,
     "a new group": add_a_group,
     "another order": swap_two_parameters_of_a_group,
     "a buffer made anew": lambda given: setattr(given["model"], "seen", torch.ones(2)),

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -25,7 +26,8 @@ def writing_threads() -> int:
 def in_parallel(action: Callable[[_T], _R], items: Iterable[_T], threads: int) -> list[_R]:
     """The results of an action on every item, in order; with one thread, in the calling one.
 
-    An exception of the action is raised here, once the actions under way have ended; no further ones are begun.
+    An exception of the action is raised here, and so is an interrupt, once the actions under way have ended; no further
+    ones are begun. Where the system gives no more threads, it does with those that it has.
     """
     waiting = list(items)
     if threads == 1 or len(waiting) < 2:  # noqa: PLR2004 - one item needs no second thread
@@ -34,7 +36,11 @@ def in_parallel(action: Callable[[_T], _R], items: Iterable[_T], threads: int) -
     errors: list[BaseException] = []
     positions = iter(range(len(waiting)))  # shared: each position goes to one worker
 
-    def work() -> None:
+    def work(turn: threading.Lock) -> None:
+        with turn:
+            act()
+
+    def act() -> None:
         try:
             for position in positions:
                 results[position] = action(waiting[position])
@@ -43,12 +49,18 @@ def in_parallel(action: Callable[[_T], _R], items: Iterable[_T], threads: int) -
             deque(positions, maxlen=0)  # the others stop after what they have in hand
 
     # Plain threads: an executor refuses work once the interpreter has begun to exit, and a save must still commit then.
-    workers = [threading.Thread(target=work, name="torchkeep-io") for _ in range(min(threads, len(waiting)) - 1)]
-    for worker in workers:
-        worker.start()
-    work()
-    for worker in workers:
-        worker.join()
+    # An interrupted start() or join() does not tell who is at work (CPython before 3.13); who holds a turn is.
+    turns = [threading.Lock() for _ in range(min(threads, len(waiting)) - 1)]
+    try:
+        with suppress(RuntimeError):
+            for turn in turns:
+                threading.Thread(target=work, args=(turn,), name="torchkeep-io").start()
+        act()
+    finally:
+        deque(positions, maxlen=0)
+        for turn in turns:
+            with turn:
+                pass
     if errors:
         raise errors[0]
     return [results[position] for position in range(len(waiting))]

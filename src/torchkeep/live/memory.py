@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from torchkeep.tensors import TensorSpec
@@ -51,7 +52,27 @@ def flat_bytes_of(tensor: torch.Tensor) -> torch.Tensor:
 
 def memory_of_flat(flat: torch.Tensor) -> memoryview:
     """The memory that `flat_bytes_of` gave, if there is any."""
-    return flat.numpy().data
+    return array_of_flat(flat).data
+
+
+def array_of_flat(flat: torch.Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """The same as an array. ``flat.numpy()`` would forbid its owner to resize the storage ever again."""
+    return np.asarray(_Memory(flat))
+
+
+class _Memory:
+    """A tensor of bytes as numpy takes memory: it stays while an array of it does."""
+
+    __slots__ = ("__array_interface__", "tensor")
+
+    def __init__(self, flat: torch.Tensor) -> None:
+        self.tensor = flat
+        self.__array_interface__ = {
+            "data": (flat.data_ptr(), False),
+            "shape": (flat.numel(),),
+            "typestr": "|u1",
+            "version": 3,
+        }
 
 
 def is_fillable(tensor: torch.Tensor) -> bool:

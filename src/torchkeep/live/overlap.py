@@ -7,6 +7,7 @@ compared with those copies. What moved in between is copied at once from then on
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from functools import partial
@@ -31,19 +32,15 @@ class Overlap:
 
     def __init__(self, state: Mapping[str, object]) -> None:
         self.notes: list[str] = []
+        self._process = os.getpid()
         self._moved: set[Name] = set()
         self._unmoved: set[Name] = set()
         self._is_copied = threading.Event()
         self._is_copied.set()
         self._compared: dict[str, list[tuple[Name, torch.Tensor, torch.Tensor]]] = {}
         self._held: dict[str, torch.optim.Optimizer] = {}
-        for name, value in state.items():
-            if isinstance(value, torch.optim.Optimizer):
-                why = _why_not_held(value)
-                if why:
-                    self.notes.append(f"{name} is not overlapped: {why}")
-                else:
-                    self._held[name] = value
+        self._held |= {name: value for name, value in state.items() if isinstance(value, torch.optim.Optimizer)}
+        self._let_go_of_unheld()
         if not self._held and not self.notes:
             self.notes.append("nothing is overlapped: no optimizer is in the state")
         self._hooks = [
@@ -52,7 +49,18 @@ class Overlap:
 
     def late_names(self, groups: Groups) -> set[Name]:
         """The tensors that only a held optimizer's step changes, as far as is known."""
+        self._let_go_of_unheld()
         return {name for names in self._names(groups).values() for name in names} - self._moved
+
+    def is_still_held(self) -> bool:
+        """Whether every optimizer that was held when copies began can be."""
+        return not any(map(_why_not_held, self._held.values()))
+
+    def _let_go_of_unheld(self) -> None:
+        for name, why in [(name, _why_not_held(each)) for name, each in self._held.items()]:
+            if why:
+                self.notes.append(f"{name} is not overlapped: {why}")
+                del self._held[name]
 
     def are_known_to_stay(self, names: set[Name]) -> bool:
         """Whether each of some tensors was compared, and had not moved before its optimizer's step."""
@@ -62,8 +70,10 @@ class Overlap:
         """By optimizer, the tensors of a draft that lie where its parameters and state do."""
         owner: dict[int, str] = {}
         for name, optimizer in self._held.items():
-            held = [p for group in optimizer.param_groups for p in group["params"]]
-            held += [t for each in optimizer.state.values() for t in each.values() if isinstance(t, torch.Tensor)]
+            held = [p for group in list(optimizer.param_groups) for p in group["params"]]
+            # Lists made at once: the training may be adding to both while this is looked at in the background.
+            states = [list(each.values()) for each in list(optimizer.state.values())]
+            held += [value for each in states for value in each if isinstance(value, torch.Tensor)]
             owner |= {t.data_ptr(): name for t in held if t.numel() and not t.is_inference()}
         found: dict[str, list[Name]] = {name: [] for name in self._held}
         for group, tensors in groups.items():
@@ -79,7 +89,8 @@ class Overlap:
             self._compared[optimizer] = [(n, s, c) for n, s, c in pairs if isinstance(s, torch.Tensor)]
 
     def begin(self) -> None:
-        """Hold steps from now on."""
+        """Hold steps from now on. What is not compared yet never is: its copies are being overwritten."""
+        self._compared.clear()
         self._is_copied.clear()
 
     def end(self) -> None:
@@ -97,6 +108,8 @@ class Overlap:
         self._unmoved -= names
 
     def _before_step(self, optimizer: str, *_: object) -> None:
+        if os.getpid() != self._process:  # forked: nobody copies here
+            return
         self._is_copied.wait()
         moved = set()
         for name, source, copy in self._compared.pop(optimizer, ()):

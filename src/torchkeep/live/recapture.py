@@ -42,6 +42,12 @@ class Recapture:
         Raises:
             FormatError: As for `capture_entries`.
         """
+        is_grad_enabled = torch.is_grad_enabled()
+        # Views that are made in inference mode do not count changes.
+        with torch.inference_mode(mode=False), torch.set_grad_enabled(is_grad_enabled):
+            return self._captured()
+
+    def _captured(self) -> Captured:
         kept = self._kept
         if kept is None or not kept.holds():
             return self._anew()
@@ -90,15 +96,17 @@ class _Kept:
 
 @dataclass(frozen=True, slots=True)
 class _Watch:
-    """Tables and what was in them, tensors and where they lay, and flags."""
+    """Tables and what was in them, tensors and where they lay, those that a bit may turn into others, and flags."""
 
     tables: Sequence[tuple[Mapping[Any, object], Sequence[object], Sequence[object]]]
     sizes: Callable[[], list[int]]
     known_sizes: list[int]
     tensors: Sequence[torch.Tensor]
     known_places: list[object]
-    flags: Callable[[], list[bool]]
-    known_flags: list[bool]
+    turnable: Sequence[torch.Tensor]
+    known_bits: list[tuple[bool, bool]]
+    flags: Callable[[], list[object]]
+    known_flags: list[object]
 
     def holds(self) -> bool:
         """Whether all of it is as it was."""
@@ -107,21 +115,26 @@ class _Watch:
         for table, keys, values in self.tables:
             if not (all(map(operator.is_, table.values(), values)) and all(map(operator.is_, table, keys))):
                 return False
-        return _places(self.tensors) == self.known_places
+        return _places(self.tensors) == self.known_places and _bits(self.turnable) == self.known_bits
 
 
 def _places(tensors: Sequence[torch.Tensor]) -> list[object]:
     return [(each.data_ptr(), each.shape, each.stride(), each.dtype) for each in tensors]
 
 
+def _bits(tensors: Sequence[torch.Tensor]) -> list[tuple[bool, bool]]:
+    return [(each.is_conj(), each.is_neg()) for each in tensors]
+
+
 def _watch(
     tables: Sequence[Mapping[Any, object]],
     sized: Callable[[], list[int]],
     tensors: Sequence[torch.Tensor],
-    flags: Callable[[], list[bool]],
+    flags: Callable[[], list[object]],
 ) -> _Watch:
     filled = [(table, list(table), list(table.values())) for table in tables if table]
-    return _Watch(filled, sized, sized(), tensors, _places(tensors), flags, flags())
+    turnable = [each for each in tensors if each.is_complex() or not each.is_contiguous()]
+    return _Watch(filled, sized, sized(), tensors, _places(tensors), turnable, _bits(turnable), flags, flags())
 
 
 def _kept(given: Mapping[str, object], captured: Captured, capturing: Capture) -> _Kept | None:
@@ -162,14 +175,20 @@ def _watch_module(module: nn.Module) -> _Watch | None:
     for child in children:
         own = (child._parameters, child._buffers, child._modules)  # noqa: SLF001 - what a state dict is made of
         tables += own
-        counted += [*own, child._non_persistent_buffers_set, child._forward_pre_hooks, *_hooks(child)]  # noqa: SLF001 - as above
+        counted += [*own, child._forward_pre_hooks, *_hooks(child)]  # noqa: SLF001 - as above
     tensors = [value for value in module.state_dict(keep_vars=True).values() if isinstance(value, torch.Tensor)]
     if not all(_is_strided(tensor) for tensor in tensors):
         return None
     parameters = [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
+    with_buffers = [child for child in children if child._buffers]  # noqa: SLF001 - as above
 
-    def flags() -> list[bool]:
-        return [parameter.requires_grad for parameter in parameters] + [child.training for child in children]
+    def flags() -> list[object]:
+        return [
+            *[parameter.requires_grad for parameter in parameters],
+            *[child.training for child in children],
+            *[frozenset(child._non_persistent_buffers_set) for child in with_buffers],  # noqa: SLF001 - as above
+            vars(module).get("state_dict"),
+        ]
 
     return _watch(tables, lambda: [len(each) for each in counted], tensors, flags)
 
@@ -208,12 +227,12 @@ def _watch_optimizer(optimizer: torch.optim.Optimizer) -> _Watch | None:
     tables: list[Mapping[Any, object]] = [optimizer.state, *inner]
     parameters = [list(each) for each in lists]
 
-    def flags() -> list[bool]:
+    def flags() -> list[object]:
         same = (
             all(map(operator.is_, g["params"], each))
             for g, each in zip(optimizer.param_groups, parameters, strict=False)
         )
-        return list(same)
+        return [*same, vars(optimizer).get("state_dict")]
 
     def sizes() -> list[int]:
         groups = [len(group["params"]) for group in optimizer.param_groups]

@@ -17,6 +17,7 @@ from torchkeep.folder.aligned_file import map_pages
 from torchkeep.folder.draft import DraftTensor
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.live.gpus import copy_from_gpus, pin, unpin
+from torchkeep.live.memory import array_of_flat
 
 if TYPE_CHECKING:
     from torchkeep.folder.aligned_file import Bytes
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _PIECE_BYTES = 2 * 2**20  # small enough that threads end together
 _WORTH_A_THREAD_BYTES = 4 * 2**20
 _SHARE_OF_FREE_MEMORY = 4
+_GLIMPSES, _GLIMPSE_BYTES = 64, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,17 @@ class Copies:
             self.on_gpus + other.on_gpus,
         )
 
+    def glimpse(self) -> list[bytes]:
+        """The first bytes of some of the sources, spread over all: a change of the whole is seen in them."""
+        return [source[:_GLIMPSE_BYTES].tobytes() for _, source in self._some()]
+
+    def shows(self, glimpse: Sequence[bytes]) -> bool:
+        """Whether what was copied is what there was a glimpse of."""
+        return [place[:_GLIMPSE_BYTES].tobytes() for place, _ in self._some()] == glimpse
+
+    def _some(self) -> Sequence[tuple[Bytes, Bytes]]:
+        return self.plain[:: max(1, len(self.plain) // _GLIMPSES)]
+
     def run(self, threads: int) -> None:
         """Copy, in at most `threads` threads; autograd sees nothing of it."""
         copy_from_gpus(self.on_gpus)
@@ -180,5 +193,5 @@ def copies_of(tensors: Sequence[tuple[DraftTensor, torch.Tensor]]) -> Copies:
 
 def _pieces(flat: torch.Tensor) -> list[Bytes]:
     """Memory as arrays that threads share out."""
-    array = flat.numpy()
+    array = array_of_flat(flat)
     return [array[begin : begin + _PIECE_BYTES] for begin in range(0, len(array), _PIECE_BYTES)]

@@ -88,6 +88,7 @@ class Saver:
         self._in_flight: SaveHandle | None = None
         self._has_leftovers = False
         self._versions: list[int] = []  # of what is copied late
+        self._glimpse: list[bytes] = []  # of the same
         self._nonfinite: dict[str, str] = {}  # in what was written while the caller waited
 
     @property
@@ -131,24 +132,41 @@ class Saver:
             CheckpointError: The operating system refused; nothing is left behind.
         """
         target = self._folder / step_name(step)
-        copied = self.ranks.together(lambda: self._stage(draft, target, watched), only_first=True)
         if call.waited_seconds > _WORTH_A_NOTE_SECONDS:
             what = f"step {step} waited {call.waited_seconds:.1f} s for the save before it"
             self.notes.append(f"{what}: saves are due more often than the disk takes them")
-        if copied is None:
-            handle = SaveHandle(step, self._hear)
-        else:
-            progress = copied.staged.progress
-            handle = SaveHandle(
-                step,
-                lambda: self._announce(copied, watched),
-                lambda saved: self._prepare(saved, copied, draft),
-                progress=progress,
-                staged=None if self._overlap is None else self._overlap.is_copied,
-            )
-        handle.waited_seconds, handle.stall_seconds = call.waited_seconds, call.seconds
-        self._in_flight = handle
+        copied = self.ranks.together(lambda: self._stage(draft, target, watched), only_first=True)
+        handle = None
+        try:
+            self._in_flight = handle = self._handle_of(step, draft, copied, watched)
+            if self._overlap is not None and self._versions:
+                self._overlap.begin()
+            handle.waited_seconds, handle.stall_seconds = call.waited_seconds, call.seconds
+            handle.begin()
+        except BaseException:  # an interrupt, after which the thread may have begun all the same
+            if handle is None or handle.give_up():
+                self._let_go(copied)
+            raise
         return handle
+
+    def _handle_of(self, step: int, draft: Draft, copied: Copied | None, watched: Mapping[Name, bool]) -> SaveHandle:
+        if copied is None:
+            return SaveHandle(step, self._hear)
+        return SaveHandle(
+            step,
+            lambda: self._announce(copied, watched),
+            lambda saved: self._prepare(saved, copied, draft),
+            progress=copied.staged.progress,
+            staged=None if self._overlap is None else self._overlap.is_copied,
+        )
+
+    def _let_go(self, copied: Copied | None) -> None:
+        """Leave nothing of a save that is staged and will not be finished."""
+        self._in_flight = None
+        if self._overlap is not None:
+            self._overlap.end()
+        if copied is not None:
+            copied.staged.staging.discard()
 
     def _stage(self, draft: Draft, target: Path, watched: Mapping[Name, bool]) -> Copied:
         """Link what did not change, and copy what the rest of the save will read."""
@@ -165,13 +183,13 @@ class Saver:
         return copied
 
     def _copy_late(self, copied: Copied, draft: Draft) -> None:
-        """Hold the steps for what may be copied late, or copy it now where that is not known to be safe."""
+        """Leave for later what steps may be held for, or copy it now where that is not known to be safe."""
         self._versions = []
         if self._overlap is None:
             return
         if copied.late_copies.sources and self._overlap.are_known_to_stay(set(copied.late_names)):
             self._versions = [each._version for each in copied.late_copies.sources]  # noqa: SLF001 - torch's own count of changes
-            self._overlap.begin()
+            self._glimpse = copied.late_copies.glimpse()
             return
         copied.late_copies.run(default_threads())
         places = {name: place.bytes_of(draft.groups[name[0]][name[1]]) for name, place in copied.places.items()}
@@ -190,7 +208,8 @@ class Saver:
             versions = [each._version for each in copied.late_copies.sources]  # noqa: SLF001 - as above
         finally:
             self._overlap.end()
-        if versions != self._versions:
+        is_it = copied.late_copies.shows(self._glimpse) and self._overlap.is_still_held()
+        if versions != self._versions or not is_it:
             self._overlap.distrust(set(copied.late_names))
             raise CheckpointError(
                 "parameters or optimizer state changed while they were copied beside the training, and not by a step; "

@@ -16,7 +16,7 @@ _CALLER_FIRST_SECONDS = 0.001
 
 
 class SaveHandle:
-    """A save under way in the background.
+    """A save under way in the background, once it is begun.
 
     Args:
         step: The step it is of.
@@ -51,11 +51,27 @@ class SaveHandle:
         self._work, self._afterwards = work, afterwards
         # An interrupted join() takes a running thread for ended (CPython before 3.13); an event does not.
         self._staged, self._ended, self._rested = staged, threading.Event(), threading.Event()
-        # Not a daemon: an interpreter that exits waits for the commit.
-        threading.Thread(target=self._run, name=f"torchkeep-save-{step}").start()
+        self._is_taken = threading.Lock()  # by the thread that does the work, or by who gave it up before
+
+    def begin(self) -> None:
+        """Go on in a thread of its own; where the system gives none, in the calling one."""
+        try:
+            # Not a daemon: an interpreter that exits waits for the commit.
+            threading.Thread(target=self._run_later, name=f"torchkeep-save-{self.step}").start()
+        except RuntimeError:
+            self._run()
+
+    def give_up(self) -> bool:
+        """See to it that the work is not begun any more; false where it is."""
+        return self._is_taken.acquire(blocking=False)
+
+    def _run_later(self) -> None:
+        time.sleep(_CALLER_FIRST_SECONDS)
+        self._run()
 
     def _run(self) -> None:
-        time.sleep(_CALLER_FIRST_SECONDS)
+        if not self.give_up():
+            return
         try:
             self._saved = self._work()
         except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits

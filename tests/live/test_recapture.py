@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -55,6 +57,14 @@ def give_a_state_dict_of_its_own(given):
     given["model"].state_dict = lambda **options: {k: v for k, v in state_dict(**options).items() if "head" in k}
 
 
+def take_a_state_back(given):
+    given["optimizer"].load_state_dict(copy.deepcopy(given["optimizer"].state_dict()))
+
+
+def become_another(given):
+    vars(given["model"].head).update(vars(nn.Linear(6, 6)))
+
+
 def tie_two_parameters(given):
     given["model"].other = nn.Linear(6, 6)
     given["model"].other.weight = given["model"].head.weight
@@ -91,6 +101,8 @@ CHANGES = {
     "another dtype": lambda given: given["model"].half(),
     "channels last": lambda given: given["model"].to(memory_format=torch.channels_last),
     "tied": tie_two_parameters,
+    "a state that is loaded": take_a_state_back,
+    "attributes of another": become_another,
     "a conjugate": conjugate_a_buffer,
     "another buffer that persists": let_another_buffer_persist,
     "a state dict of its own": give_a_state_dict_of_its_own,

@@ -181,9 +181,11 @@ def _watch_module(module: nn.Module) -> _Watch | None:
         return None
     parameters = [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
     with_buffers = [child for child in children if child._buffers]  # noqa: SLF001 - as above
+    known = [child._parameters for child in children]  # noqa: SLF001 - as above
 
     def flags() -> list[object]:
         return [
+            all(map(operator.is_, [child._parameters for child in children], known)),  # noqa: SLF001 - as above
             *[parameter.requires_grad for parameter in parameters],
             *[child.training for child in children],
             *[frozenset(child._non_persistent_buffers_set) for child in with_buffers],  # noqa: SLF001 - as above
@@ -226,13 +228,14 @@ def _watch_optimizer(optimizer: torch.optim.Optimizer) -> _Watch | None:
     lists = [group["params"] for group in optimizer.param_groups]
     tables: list[Mapping[Any, object]] = [optimizer.state, *inner]
     parameters = [list(each) for each in lists]
+    state = optimizer.state  # load_state_dict puts another one in its place
 
     def flags() -> list[object]:
         same = (
             all(map(operator.is_, g["params"], each))
             for g, each in zip(optimizer.param_groups, parameters, strict=False)
         )
-        return [*same, vars(optimizer).get("state_dict")]
+        return [*same, optimizer.state is state, vars(optimizer).get("state_dict")]
 
     def sizes() -> list[int]:
         groups = [len(group["params"]) for group in optimizer.param_groups]

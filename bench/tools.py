@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import mmap
 import os
 import shutil
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 from states import State
 
 import torchkeep as tk
+from torchkeep.folder.aligned_file import BOUNCE_BYTES, AlignedFile
 from torchkeep.folder.read import open_folder
 from torchkeep.live.build import Builder
 from torchkeep.verbs.loading import resume_into
@@ -37,15 +41,27 @@ def clear(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def files_of(path: Path) -> list[Path]:
+    """A file, or all of a folder."""
+    return [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+
+
 def bytes_on_disk(path: Path) -> int:
     """What files take, linked ones counted once."""
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
-    return sum({each.stat().st_ino: each.stat().st_size for each in files}.values())
+    return sum({each.stat().st_ino: each.stat().st_size for each in files_of(path)}.values())
+
+
+def read_through(path: Path) -> None:
+    """Take files into the page cache."""
+    for each in files_of(path):
+        with each.open("rb", buffering=0) as file:
+            while file.read(2**20):
+                pass
 
 
 def evict(path: Path) -> None:
     """Take files out of the page cache."""
-    for each in [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]:
+    for each in files_of(path):
         descriptor = os.open(each, os.O_RDONLY)
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -54,11 +70,11 @@ def evict(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Tool:
-    """A way to save a state to a path and to load it back into the same objects."""
+    """A way to save a state to a path, and ways by name to load that back into the same objects."""
 
     name: str
     save: Callable[[State, Path], object]
-    load: Callable[[State, Path], object] | None = None
+    loads: Mapping[str, Callable[[State, Path], object]]
 
 
 def save_torch(state: State, path: Path) -> None:
@@ -66,9 +82,16 @@ def save_torch(state: State, path: Path) -> None:
     flush(path)
 
 
-def load_torch(state: State, path: Path, **options: Any) -> None:
-    found = torch.load(path, weights_only=True, **options)
+def load_torch(state: State, path: Path, *, mapped: bool = False) -> None:
+    found = torch.load(path, weights_only=True, mmap=mapped)
     state.model.load_state_dict(found["model"])
+    if state.optimizer is not None:
+        state.optimizer.load_state_dict(found["optimizer"])
+
+
+def assign_torch(state: State, path: Path) -> None:
+    found = torch.load(path, weights_only=True, mmap=True)
+    state.twin.load_state_dict(found["model"], assign=True)
     if state.optimizer is not None:
         state.optimizer.load_state_dict(found["optimizer"])
 
@@ -85,9 +108,14 @@ def load_safetensors(state: State, path: Path) -> None:
         tensor.copy_(found[name])
 
 
+def dcp_writer(state: State, path: Path) -> dcp.FileSystemWriter:
+    """The faster of its two ways: a file for each tensor, or one for each thread where there are thousands."""
+    files = len(state.tensors) > 1000
+    return dcp.FileSystemWriter(path, thread_count=2, sync_files=True, single_file_per_rank=files)
+
+
 def save_dcp(state: State, path: Path) -> None:
-    writer = dcp.FileSystemWriter(path, thread_count=2, sync_files=True, single_file_per_rank=False)
-    dcp.save(state.tensors, storage_writer=writer, no_dist=True)
+    dcp.save(state.tensors, storage_writer=dcp_writer(state, path), no_dist=True)
 
 
 def load_dcp(state: State, path: Path) -> None:
@@ -123,27 +151,58 @@ def resume_torchkeep(state: State, path: Path) -> None:
         source.close()
 
 
+class BareWrite:
+    """The bytes of a state by a bare parallel O_DIRECT write, from memory that is aligned: what the disk can do."""
+
+    def __init__(self, state: State) -> None:
+        size = -(-state.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.memory.madvise(mmap.MADV_HUGEPAGE)  # the disk takes large pages in fewer pieces
+        self.bytes = np.frombuffer(self.memory, np.uint8)
+        at = 0
+        for tensor in state.tensors.values():
+            flat = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+            self.bytes[at : at + len(flat)] = flat
+            at += len(flat)
+
+    def write(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        file = AlignedFile(descriptor, len(self.bytes))
+        positions = iter(range(0, len(self.bytes), BOUNCE_BYTES))
+
+        def work() -> None:
+            for at in positions:
+                file.write(self.bytes[at : at + BOUNCE_BYTES], at)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
 def tools() -> list[Tool]:
     """Those that are installed; torchkeep comes first."""
+    of_torchkeep = {"torchkeep": load_torchkeep, "torchkeep, as resume": resume_torchkeep}
+    of_torch = {
+        "torch": load_torch,
+        "torch, mmap": partial(load_torch, mapped=True),
+        "torch, mmap, assign": assign_torch,
+    }
     found = [
-        Tool("torchkeep", save_torchkeep, load_torchkeep),
-        Tool("torch", save_torch, load_torch),
-        Tool("safetensors", save_safetensors, load_safetensors),
-        Tool("DCP, 2 threads", save_dcp, load_dcp),
+        Tool("torchkeep", save_torchkeep, of_torchkeep),
+        Tool("torch", save_torch, of_torch),
+        Tool("safetensors", save_safetensors, {"safetensors": load_safetensors}),
+        Tool("DCP, 2 threads", save_dcp, {"DCP, 2 threads": load_dcp}),
     ]
     if is_installed("torchsnapshot"):
-        found.append(Tool("torchsnapshot", save_torchsnapshot, load_torchsnapshot))
+        found.append(Tool("torchsnapshot", save_torchsnapshot, {"torchsnapshot": load_torchsnapshot}))
     return found
 
 
-def loaders() -> list[Tool]:
-    """Other ways to load what these tools saved."""
-    return [
-        Tool("torchkeep, as resume", save_torchkeep, resume_torchkeep),
-        Tool("torch, mmap", save_torch, lambda state, path: load_torch(state, path, mmap=True)),
-    ]
-
-
+@cache
 def is_installed(name: str) -> bool:
     """Whether a peer can be imported; it is left out where it cannot."""
     with warnings.catch_warnings():
@@ -154,64 +213,3 @@ def is_installed(name: str) -> bool:
             print(f"without {name}: {error}")
             return False
     return True
-
-
-class Keeper:
-    """A tool that saves beside training: `save` gives how to wait until it is durable."""
-
-    def __init__(self, name: str, make: Callable[[State, Path], Callable[[int], Callable[[], object]]]) -> None:
-        self.name = name
-        self.make = make
-
-
-def keep_torchkeep(state: State, folder: Path, **options: Any) -> Callable[[int], Callable[[], object]]:
-    manager = tk.CheckpointManager(folder, state.objects(), retain=tk.KeepLast(100), **options)
-    manager.resume()
-
-    def save(step: int) -> Callable[[], object]:
-        manager.save(step)
-        return manager.wait
-
-    return save
-
-
-def keep_dcp(state: State, folder: Path) -> Callable[[int], Callable[[], object]]:
-    def save(step: int) -> Callable[[], object]:
-        writer = dcp.FileSystemWriter(folder / str(step), thread_count=2, sync_files=True, single_file_per_rank=False)
-        return dcp.async_save(state.tensors, storage_writer=writer).result
-
-    return save
-
-
-def keep_moonclip(state: State, folder: Path) -> Callable[[int], Callable[[], object]]:
-    import moonclip
-
-    manager = moonclip.CheckpointManager(str(folder))
-
-    def save(step: int) -> Callable[[], object]:
-        manager.save(step=step, **state.objects())
-        return manager.flush
-
-    return save
-
-
-def keep_torch(state: State, folder: Path) -> Callable[[int], Callable[[], object]]:
-    folder.mkdir(parents=True)
-
-    def save(step: int) -> Callable[[], object]:
-        save_torch(state, folder / f"{step}.pt")
-        return lambda: None
-
-    return save
-
-
-def keepers() -> list[Keeper]:
-    """Those that are installed."""
-    found = [Keeper("torchkeep", keep_torchkeep)]
-    if hasattr(tk.policies, "Staging"):
-        overlapped = tk.policies.Staging.OVERLAPPED
-        found.append(
-            Keeper("torchkeep, overlapped", lambda state, path: keep_torchkeep(state, path, staging=overlapped))
-        )
-    found += [Keeper("torch", keep_torch), Keeper("DCP, 2 threads", keep_dcp)]
-    return found + ([Keeper("moonclip", keep_moonclip)] if is_installed("moonclip") else [])

@@ -18,6 +18,8 @@ class Net(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
         self.head = nn.Linear(6, 6)
         self.register_buffer("seen", torch.zeros(2))
+        self.scale = nn.Parameter(torch.ones(2))
+        self.register_buffer("none", torch.zeros(0, 3))
         self.register_buffer("cache", torch.zeros(2), persistent=False)
         self.register_buffer("phases", torch.rand(3, dtype=torch.complex64))
 
@@ -25,7 +27,9 @@ class Net(nn.Module):
 @pytest.fixture
 def given():
     model = Net()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    optimizer = torch.optim.Adam(
+        [{"params": model.body.parameters()}, {"params": [*model.head.parameters(), model.scale]}], lr=0.1
+    )
     step(model, optimizer)
     return {"model": model, "optimizer": optimizer, "progress": {"epoch": 0, "seen": torch.zeros(3)}}
 
@@ -84,6 +88,24 @@ def keep_what_the_model_keeps(given):
     given["progress"]["seen"] = given["model"].seen
 
 
+def replace_a_table(name, change):
+    def act(given):
+        owner = given["optimizer" if name in {"state", "param_groups"} else "model"]
+        setattr(owner, name, copy.copy(getattr(owner, name)))
+        change(given)
+
+    return act
+
+
+def replace_a_group(given):
+    first, *others = given["optimizer"].param_groups
+    given["optimizer"].param_groups[:] = [{**first, "params": list(first["params"][::-1])}, *others]
+
+
+def train_a_moment(given):
+    given["optimizer"].state[given["model"].head.weight]["exp_avg"].requires_grad_()
+
+
 def add_a_hook(given):
     given["model"].register_state_dict_post_hook(lambda module, state, prefix, _: state.update({prefix + "more": 3}))
 
@@ -115,6 +137,26 @@ CHANGES = {
     "a module renamed": lambda given: given["model"]._modules.update(tail=given["model"]._modules.pop("head")),
     "state that goes": lambda given: given["optimizer"].state.clear(),
     "state of another kind": lambda given: given["optimizer"].state[given["model"].head.weight].update(step=3),
+    "parameters replaced": replace_a_table("_parameters", lambda given: setattr(given["model"], "scale", None)),
+    "buffers replaced": replace_a_table("_buffers", lambda given: given["model"]._buffers.update(seen=torch.ones(2))),
+    "modules replaced": replace_a_table("_modules", lambda given: setattr(given["model"], "head", nn.Linear(6, 6))),
+    "what is not kept replaced": replace_a_table(
+        "_non_persistent_buffers_set", lambda given: given["model"]._non_persistent_buffers_set.clear()
+    ),
+    "state replaced": replace_a_table("state", lambda given: given["optimizer"].state.clear()),
+    "groups replaced": replace_a_table("param_groups", lambda given: given["optimizer"].param_groups.reverse()),
+    "a hook on the optimizer's state": lambda given: given["optimizer"].register_state_dict_post_hook(
+        lambda optimizer, state: state.update(more=3)
+    ),
+    "a group replaced": replace_a_group,
+    "parameters of a group replaced": lambda given: (
+        given["optimizer"].param_groups[0].update(params=given["optimizer"].param_groups[0]["params"][::-1])
+    ),
+    "the same bits as another dtype": lambda given: setattr(
+        given["model"].seen, "data", given["model"].seen.data.view(torch.int32)
+    ),
+    "an empty buffer of another shape": lambda given: setattr(given["model"].none, "data", torch.zeros(0, 4)),
+    "a moment that trains": train_a_moment,
     "tied to what is beside": keep_what_the_model_keeps,
     "a hook on the state": add_a_hook,
 }
@@ -161,3 +203,10 @@ def test_a_tie_to_what_is_captured_anew_is_found_in_either_order(order, given):
     keep_what_the_model_keeps(given)
     captured = recapture.capture()
     assert sum("seen" in name for tensors in captured.groups.values() for name in tensors) == 1
+
+
+def test_memory_that_moves_is_described_again(given):
+    recapture = Recapture(given)
+    first = recapture.capture()
+    given["model"].share_memory()  # the tensors, their views and their storages are the same objects as before
+    assert recapture.capture().groups["model"] is not first.groups["model"]

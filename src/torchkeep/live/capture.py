@@ -167,10 +167,6 @@ class Capture:
         """The modules and tensors given beside, which name the parameters of optimizers."""
         return {key: each for key, each in self.given.items() if isinstance(each, (nn.Module, torch.Tensor))}
 
-    def node(self, name: str, part: KeyPath, value: object) -> Node:
-        """A part of an optimizer's entry as a node, where the rest of the entry is known."""
-        return encode(value, partial(self.leaf, Place(name, part, "optimizer")))
-
     def leaf(self, above: Place, path: KeyPath, value: object) -> Node | None:
         """The hook of `encode`: a node for what belongs to torch or keeps a state, None for what does not."""
         place = above.under(path)

@@ -566,3 +566,13 @@ def test_a_staging_that_is_discarded_takes_only_its_own_away(tmp_path):
     staging.discard()
     staging.discard()
     assert names_in(staging.path) == ["model.safetensors"]
+
+
+def test_a_staging_that_an_interrupt_orphaned_is_cleaned_up_by_the_next_save_of_the_same_process(tmp_path):
+    staging = Staging(tmp_path)
+    recover(tmp_path)
+    assert staging.path.exists()
+    path = staging.path
+    del staging
+    recover(tmp_path)
+    assert not path.exists()

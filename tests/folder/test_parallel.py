@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
 
-from torchkeep.folder.parallel import in_parallel
+from torchkeep.folder.parallel import Latch, in_parallel
 
 
 def test_an_interrupt_waits_for_what_is_under_way_and_begins_nothing_more(monkeypatch):
@@ -36,3 +37,31 @@ def test_where_the_system_gives_no_thread_the_caller_does_it_all(monkeypatch):
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert in_parallel(lambda item: item * 2, range(5), 4) == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("interrupted_at", range(12))
+def test_a_wait_that_is_interrupted_anywhere_leaves_nothing_locked(interrupted_at):
+    latch, events = Latch(), iter(range(1000))
+
+    def interrupt(*_):
+        if next(events) == interrupted_at:
+            raise KeyboardInterrupt
+        return interrupt
+
+    setter = threading.Timer(0.05, latch.set)
+    setter.daemon = True
+    setter.start()
+    tracing = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        latch.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(tracing)
+    setter.join(5)
+    assert not setter.is_alive()
+    waiter = threading.Thread(target=latch.wait, daemon=True)
+    waiter.start()
+    waiter.join(5)
+    assert not waiter.is_alive()

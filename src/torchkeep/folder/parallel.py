@@ -13,6 +13,31 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
+class Latch:
+    """Something that happens once. Unlike with ``threading.Event``, an interrupted wait leaves nothing locked."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Let all go on who wait."""
+        if not self._is_set:
+            self._is_set = True
+            self._lock.release()
+
+    def is_set(self) -> bool:
+        """Whether it has happened."""
+        return self._is_set
+
+    def wait(self) -> None:
+        """Wait until it has happened."""
+        if not self._is_set:
+            with self._lock:
+                pass
+
+
 def default_threads() -> int:
     """The processors this process may use, at least 1 and at most 8."""
     return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))

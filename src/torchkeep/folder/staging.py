@@ -21,8 +21,8 @@ class Staging:
     """
 
     def __init__(self, parent: Path, *, as_file: bool = False) -> None:
-        self.id = secrets.token_hex(16)
         self.path, self.descriptor = parent, -1
+        self.id = secrets.token_hex(16)
         while not self._make(parent, as_file=as_file):
             pass
 
@@ -60,6 +60,10 @@ class Staging:
             # After an exchange the replaced checkpoint may still be there under this name.
             if os.path.samestat(self.path.lstat(), os.fstat(self.descriptor)):
                 delete_tree(self.path)
+        self._close()
+
+    def __del__(self) -> None:
+        """Let go of the lock where an interrupt came before anybody could discard: it is a leftover for `recover`."""
         self._close()
 
     def _close(self) -> None:

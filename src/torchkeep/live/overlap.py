@@ -8,13 +8,13 @@ compared with those copies. What moved in between is copied at once from then on
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping
 from functools import partial
 
 import torch
 
 from torchkeep.folder.draft import DraftTensor
+from torchkeep.folder.parallel import Latch
 
 Name = tuple[str, str]  # group, tensor
 Groups = Mapping[str, Mapping[str, DraftTensor]]
@@ -35,7 +35,7 @@ class Overlap:
         self._process = os.getpid()
         self._moved: set[Name] = set()
         self._unmoved: set[Name] = set()
-        self._is_copied = threading.Event()
+        self._is_copied = Latch()
         self._is_copied.set()
         self._compared: dict[str, list[tuple[Name, torch.Tensor, torch.Tensor]]] = {}
         self._held: dict[str, torch.optim.Optimizer] = {}
@@ -91,15 +91,15 @@ class Overlap:
     def begin(self) -> None:
         """Hold steps from now on. What is not compared yet never is: its copies are being overwritten."""
         self._compared.clear()
-        self._is_copied.clear()
+        self._is_copied = Latch()
 
     def end(self) -> None:
         """Let steps go on."""
         self._is_copied.set()
 
     @property
-    def is_copied(self) -> threading.Event:
-        """Set while no copy is under way."""
+    def is_copied(self) -> Latch:
+        """Set once the copies of the save that began last are made."""
         return self._is_copied
 
     def distrust(self, names: set[Name]) -> None:

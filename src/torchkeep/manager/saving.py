@@ -138,9 +138,9 @@ class Saver:
         copied = self.ranks.together(lambda: self._stage(draft, target, watched), only_first=True)
         handle = None
         try:
-            self._in_flight = handle = self._handle_of(step, draft, copied, watched)
             if self._overlap is not None and self._versions:
                 self._overlap.begin()
+            self._in_flight = handle = self._handle_of(step, draft, copied, watched)
             handle.waited_seconds, handle.stall_seconds = call.waited_seconds, call.seconds
             handle.begin()
         except BaseException:  # an interrupt, after which the thread may have begun all the same

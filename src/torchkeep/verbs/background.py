@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from torchkeep.errors import CheckpointError
+from torchkeep.folder.parallel import Latch
 from torchkeep.folder.shard_files import Progress
 from torchkeep.folder.write import Saved
 
@@ -40,7 +41,7 @@ class SaveHandle:
         afterwards: Callable[[Saved], object] = lambda _: None,
         *,
         progress: Progress | None = None,
-        staged: threading.Event | None = None,
+        staged: Latch | None = None,
     ) -> None:
         self.step = step
         self.stall_seconds = self.waited_seconds = 0.0
@@ -49,8 +50,8 @@ class SaveHandle:
         self._saved: Saved | None = None
         self._error: BaseException | None = None
         self._work, self._afterwards = work, afterwards
-        # An interrupted join() takes a running thread for ended (CPython before 3.13); an event does not.
-        self._staged, self._ended, self._rested = staged, threading.Event(), threading.Event()
+        # An interrupted join() takes a running thread for ended (CPython before 3.13); a latch does not.
+        self._staged, self._ended, self._rested = staged, Latch(), Latch()
         self._is_taken = threading.Lock()  # by the thread that does the work, or by who gave it up before
 
     def begin(self) -> None:

@@ -23,6 +23,8 @@ def measure_memory(key: str, results: Results, folder: Path, say: Say) -> None:
         processes[group] = process
     for group, process in processes.items():
         for line in process.communicate()[0].splitlines():
+            if not line.startswith("{"):  # what tools print
+                continue
             found = json.loads(line)
             if "error" in found:
                 say(f"without the memory of {found['name']}, {found['action']}: {found['error']}")

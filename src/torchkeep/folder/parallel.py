@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
 
+_WORTH_A_THREAD_BYTES = 64 * 2**20
+
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -46,6 +48,14 @@ def default_threads() -> int:
 def writing_threads() -> int:
     """Four for each processor this process may use, at most 8: while some wait for the disk, others copy and hash."""
     return min(8, 4 * default_threads())
+
+
+def threads_for(nbytes: int, most: int) -> int:
+    """The threads that are worth their start for one pass over so much memory, at least 1 and at most `most`.
+
+    One processor takes 64 MiB in the time of ten starts; several that share one way to memory are no faster together.
+    """
+    return max(1, min(most, nbytes // _WORTH_A_THREAD_BYTES))
 
 
 def in_parallel(action: Callable[[_T], _R], items: Iterable[_T], threads: int) -> list[_R]:

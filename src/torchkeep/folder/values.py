@@ -174,8 +174,8 @@ class _Encoder:
         kind = type(value)
         if kind in ATOM_TYPES:
             return encode_atom(value)
-        if isinstance(value, tuple) and kind is tuple and all(type(each) is int for each in value):
-            return {"$tuple": [encode_atom(each) for each in value]}  # a random generator's state has hundreds
+        if isinstance(value, tuple) and kind is tuple and set(map(type, value)) <= {int}:
+            return {"$tuple": list(map(encode_atom, value))}  # a random generator's state has hundreds
         if kind in (dict, list, tuple):
             return _NO_LEAF
         node = self.encode_leaf(tuple(path), value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
@@ -33,8 +34,7 @@ def capture_environment(rank_count: int = 1) -> dict[str, object]:
     """The facts as plain values."""
     facts: dict[str, object] = {
         "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
+        **_facts_for_good(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "devices": _devices(),
@@ -51,6 +51,11 @@ def capture_environment(rank_count: int = 1) -> dict[str, object]:
     if "numpy" in sys.modules:
         facts["numpy"] = sys.modules["numpy"].__version__
     return facts
+
+
+@functools.cache
+def _facts_for_good() -> dict[str, object]:
+    return {"python": platform.python_version(), "machine": platform.machine()}
 
 
 def _devices() -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from functools import partial
 
 import torch
@@ -35,6 +36,7 @@ class Overlap:
         self._process = os.getpid()
         self._moved: set[Name] = set()
         self._unmoved: set[Name] = set()
+        self._staying: AbstractSet[Name] | None = None  # what was found to be among these last
         self._is_copied = Latch()
         self._is_copied.set()
         self._compared: dict[str, list[tuple[Name, torch.Tensor, torch.Tensor]]] = {}
@@ -62,9 +64,14 @@ class Overlap:
                 self.notes.append(f"{name} is not overlapped: {why}")
                 del self._held[name]
 
-    def are_known_to_stay(self, names: set[Name]) -> bool:
-        """Whether each of some tensors was compared, and had not moved before its optimizer's step."""
-        return bool(names) and names <= self._unmoved
+    def are_known_to_stay(self, names: AbstractSet[Name]) -> bool:
+        """Whether each of some tensors was compared, and had not moved before its optimizer's step.
+
+        May be asked in the background while a step compares: what moves there was not among the unmoved before.
+        """
+        if names is not self._staying:
+            self._staying = names if names and names <= self._unmoved else None
+        return self._staying is not None
 
     def _names(self, groups: Groups) -> dict[str, list[Name]]:
         """By optimizer, the tensors of a draft that lie where its parameters and state do."""
@@ -106,6 +113,7 @@ class Overlap:
         """Copy some tensors at once from now on."""
         self._moved |= names
         self._unmoved -= names
+        self._staying = None
 
     def _before_step(self, optimizer: str, *_: object) -> None:
         if os.getpid() != self._process:  # forked: nobody copies here

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import operator
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,16 +16,16 @@ import torch
 
 from torchkeep.folder.aligned_file import map_pages
 from torchkeep.folder.draft import DraftTensor
-from torchkeep.folder.parallel import in_parallel
+from torchkeep.folder.parallel import in_parallel, threads_for
 from torchkeep.live.gpus import copy_from_gpus, pin, unpin
 from torchkeep.live.memory import array_of_flat
 
 if TYPE_CHECKING:
     from torchkeep.folder.aligned_file import Bytes
 
-_PIECE_BYTES = 2 * 2**20  # small enough that threads end together
-_WORTH_A_THREAD_BYTES = 4 * 2**20
+_PIECE_BYTES = 2**19  # fits the processor's caches, and threads end together
 _SHARE_OF_FREE_MEMORY = 4
+_version = operator.attrgetter("_version")
 _GLIMPSES, _GLIMPSE_BYTES = 64, 64
 
 
@@ -144,6 +145,10 @@ class Copies:
             self.on_gpus + other.on_gpus,
         )
 
+    def versions(self) -> list[int]:
+        """How often torch counted a change of each of the sources."""
+        return list(map(_version, self.sources))
+
     def glimpse(self) -> list[bytes]:
         """The first bytes of some of the sources, spread over all: a change of the whole is seen in them."""
         return [source[:_GLIMPSE_BYTES].tobytes() for _, source in self._some()]
@@ -161,7 +166,7 @@ class Copies:
         with torch.no_grad():
             for place, source in self.shaped:
                 place.copy_(source)
-        in_parallel(_copy, self.plain, threads if self.nbytes > _WORTH_A_THREAD_BYTES else 1)
+        in_parallel(_copy, self.plain, threads_for(self.nbytes, threads))
 
 
 def _copy(piece: tuple[Bytes, Bytes]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from torchkeep.folder.digests import chunk_digests, chunk_ranges, digest_of
 from torchkeep.folder.draft import Draft, DraftTensor, Held
 from torchkeep.folder.linking import link_shard
-from torchkeep.folder.parallel import default_threads, in_parallel
+from torchkeep.folder.parallel import default_threads, in_parallel, threads_for
 from torchkeep.folder.partition import PlannedShard
 from torchkeep.folder.record import Record
 from torchkeep.folder.shards import file_order
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from torchkeep.live.staging import Copies, Region, StagingMemory
-
-
-_WORTH_A_THREAD_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +63,11 @@ class Look:
     digest: str
     memory: memoryview | None
 
-    def differs(self, draft: Draft, *, is_where_it_was: bool) -> bool:
-        """Whether the live bytes are others now."""
-        memory = self.memory if is_where_it_was else None
-        if memory is None:
-            memory = draft.groups[self.name[0]][self.name[1]].read()[self.first : self.last]
-        return digest_of(memory) != self.digest
+    def memory_in(self, draft: Draft, *, is_where_it_was: bool) -> memoryview:
+        """The live bytes."""
+        if self.memory is not None and is_where_it_was:
+            return self.memory
+        return draft.groups[self.name[0]][self.name[1]].read()[self.first : self.last]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +103,9 @@ class Prepared:
     def changed_files(self, draft: Draft, threads: int) -> set[str]:
         """The parent's shards among those looked at in which something changed after all."""
         same = {group for group, tensors in draft.groups.items() if tensors is self.groups[group]}
-        found: set[str] = set()
-
-        def look(each: Look) -> None:
-            if each.file not in found and each.differs(draft, is_where_it_was=each.name[0] in same):
-                found.add(each.file)
-
-        total_bytes = sum(each.last - each.first for each in self.looks)
-        in_parallel(look, self.looks, threads if total_bytes > _WORTH_A_THREAD_BYTES else 1)
-        return found
+        memory = [each.memory_in(draft, is_where_it_was=each.name[0] in same) for each in self.looks]
+        digests = in_parallel(digest_of, memory, threads_for(sum(map(len, memory)), threads))
+        return {each.file for each, digest in zip(self.looks, digests, strict=True) if digest != each.digest}
 
     def copies_for(self, draft: Draft) -> tuple[Copies, Copies]:
         """What copies the tensors of a draft at once, and what copies those that may come late."""

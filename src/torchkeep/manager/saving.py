@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from torchkeep.errors import CheckpointError
 from torchkeep.folder.committed import nonfinite_of
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torchkeep.live.overlap import Overlap
     from torchkeep.live.staging import StagingMemory
 
+Watched: TypeAlias = Mapping[str, Mapping[str, bool]]
 _MOST_NAMED = 100
 _WORTH_A_NOTE_SECONDS = 0.1
 
@@ -119,13 +120,13 @@ class Saver:
         """Let the next save link to a checkpoint that was resumed from."""
         self._parent, self._prepared, self._doubtful = (parent, record), None, {}
 
-    def begin(self, draft: Draft, step: int, watched: Mapping[Name, bool], call: Call) -> SaveHandle:
+    def begin(self, draft: Draft, step: int, watched: Watched, call: Call) -> SaveHandle:
         """Stage a draft and finish it in the background; when this returns the live objects may change again.
 
         Args:
             draft: What to save.
             step: The step it is of.
-            watched: Tensors that make the checkpoint useless when they hold NaN; true where inf does too.
+            watched: By group, tensors that make the checkpoint useless when they hold NaN; true where inf does too.
             call: The call that asks for it.
 
         Raises:
@@ -149,7 +150,7 @@ class Saver:
             raise
         return handle
 
-    def _handle_of(self, step: int, draft: Draft, copied: Copied | None, watched: Mapping[Name, bool]) -> SaveHandle:
+    def _handle_of(self, step: int, draft: Draft, copied: Copied | None, watched: Watched) -> SaveHandle:
         if copied is None:
             return SaveHandle(step, self._hear)
         return SaveHandle(
@@ -168,7 +169,7 @@ class Saver:
         if copied is not None:
             copied.staged.staging.discard()
 
-    def _stage(self, draft: Draft, target: Path, watched: Mapping[Name, bool]) -> Copied:
+    def _stage(self, draft: Draft, target: Path, watched: Watched) -> Copied:
         """Link what did not change, and copy what the rest of the save will read."""
         if self._has_leftovers:
             with not_saved(target):
@@ -187,8 +188,8 @@ class Saver:
         self._versions = []
         if self._overlap is None:
             return
-        if copied.late_copies.sources and self._overlap.are_known_to_stay(set(copied.late_names)):
-            self._versions = [each._version for each in copied.late_copies.sources]  # noqa: SLF001 - torch's own count of changes
+        if copied.late_copies.sources and self._overlap.are_known_to_stay(copied.late_names):
+            self._versions = copied.late_copies.versions()
             self._glimpse = copied.late_copies.glimpse()
             return
         copied.late_copies.run(default_threads())
@@ -205,7 +206,7 @@ class Saver:
             return
         try:
             copied.late_copies.run(default_threads())
-            versions = [each._version for each in copied.late_copies.sources]  # noqa: SLF001 - as above
+            versions = copied.late_copies.versions()
         finally:
             self._overlap.end()
         is_it = copied.late_copies.shows(self._glimpse) and self._overlap.is_still_held()
@@ -233,7 +234,7 @@ class Saver:
         staged = stage(target, draft, parent, record, self._threads, self._doubtful)
         return stage_anew(staged, parent, self._memory)
 
-    def _announce(self, copied: Copied, watched: Mapping[Name, bool]) -> Saved:
+    def _announce(self, copied: Copied, watched: Watched) -> Saved:
         """Finish a save, and tell the other ranks how it went."""
         try:
             saved = self._finish(copied, watched)
@@ -256,7 +257,7 @@ class Saver:
         record = decode_record(told, str(self._folder))
         return Saved(self._folder / step_name(record.step or 0), record, 0, 0)
 
-    def _finish(self, copied: Copied, watched: Mapping[Name, bool]) -> Saved:
+    def _finish(self, copied: Copied, watched: Watched) -> Saved:
         with copied.staged.undone_on_error():
             self._end_late_copies(copied)
             copied.settle(self._doubtful)
@@ -279,6 +280,8 @@ class Saver:
         if self._memory is not None:
             late = set() if self._overlap is None else self._overlap.late_names(draft.groups)
             self._prepared = prepare(saved, draft.groups, copied.staged.changed, self._memory, late)
+            if self._overlap is not None and self._prepared is not None:
+                self._overlap.are_known_to_stay(self._prepared.late_names)  # so that the next save need not find out
 
     def _thin(self, saved_step: int | None) -> Sequence[str]:
         """Remove what retention does not keep: what was not removed, and why.
@@ -292,7 +295,7 @@ class Saver:
         except (OSError, CheckpointError) as error:
             return (f"older checkpoints were not removed: {error}",)
 
-    def _look_for_nonfinite(self, staged: Staged, watched: Mapping[Name, bool]) -> None:
+    def _look_for_nonfinite(self, staged: Staged, watched: Watched) -> None:
         """Record which watched tensors hold NaN or inf: those written are read, those linked are as they were."""
         found = self._nonfinite | self._faults_in(staged, watched, staged.names_to_write())
         before = nonfinite_of(staged.parent)
@@ -312,7 +315,7 @@ class Saver:
                 "it is never the best and never the only one that is kept"
             )
 
-    def _faults_in(self, staged: Staged, watched: Mapping[Name, bool], names: Sequence[Name]) -> dict[str, str]:
+    def _faults_in(self, staged: Staged, watched: Watched, names: Sequence[Name]) -> dict[str, str]:
         from torchkeep.live.finite import nonfinite
 
         def read(name: Name) -> tuple[TensorSpec, memoryview]:
@@ -320,7 +323,8 @@ class Saver:
             return tensor.spec, tensor.read()
 
         wanted = set(names)
-        found = nonfinite([each for each in watched.items() if each[0] in wanted], read) if wanted else {}
+        pairs = [((group, name), inf) for group, of in watched.items() for name, inf in of.items()] if wanted else []
+        found = nonfinite([each for each in pairs if each[0] in wanted], read)
         return {".".join(name): what for name, what in found.items()}
 
     def wait(self) -> None:

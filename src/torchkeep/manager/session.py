@@ -14,7 +14,6 @@ from torchkeep.folder.draft import Draft, DraftTensor
 from torchkeep.folder.parallel import default_threads, writing_threads
 from torchkeep.folder.policy_code import RETAIN_MEMBER, code_of
 from torchkeep.folder.record import RECORD_NAME
-from torchkeep.folder.write import Name
 from torchkeep.manager.drafting import Occasion, draft_of_state
 from torchkeep.manager.notices import warn
 from torchkeep.manager.ranks import Ranks, ranks_here
@@ -132,8 +131,8 @@ class Session:
         self.last_step = self.last_saved_step = occasion.step
         return handle
 
-    def _watch(self, draft: Draft) -> dict[Name, bool]:
-        """The tensors to look for NaN and inf in; a group that is the same mapping as before is not looked at again."""
+    def _watch(self, draft: Draft) -> dict[str, Mapping[str, bool]]:
+        """By group, the tensors to look for NaN and inf in; what was found of a mapping is used again."""
         from torchkeep.live.finite import watched
 
         before = self._watched
@@ -143,7 +142,7 @@ class Session:
             else (tensors, watched(draft.entries.get(group), self.state.get(group), tensors))
             for group, tensors in draft.groups.items()
         }
-        return {(group, name): inf for group, (_, found) in self._watched.items() for name, inf in found.items()}
+        return {group: found for group, (_, found) in self._watched.items()}
 
     def _miss_metrics(self, occasion: Occasion) -> None:
         for name in self.retain.metrics:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import random
 import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -228,3 +230,18 @@ def test_a_fork_while_a_save_is_under_way_changes_nothing(tmp_path):
             handle.wait()
             assert torch.equal(tk.load(handle.wait())["w"], expected)
             state["w"].copy_(expected)
+
+
+SAVE_AND_END = """
+import sys, threading, torch, torchkeep as tk
+manager = tk.CheckpointManager(sys.argv[1], {"w": torch.zeros(8_000_000)})
+thread = threading.Thread(target=manager.save, args=[0], daemon=sys.argv[2] == "daemon")
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize("kind", ["daemon", "plain"])
+def test_a_program_that_ends_while_a_save_is_under_way_commits_it_first(kind, tmp_path):
+    subprocess.run([sys.executable, "-c", SAVE_AND_END, tmp_path, kind], check=True, timeout=100)
+    assert [each.step for each in tk.checkpoints(tmp_path)] == [0]

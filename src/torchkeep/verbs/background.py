@@ -57,8 +57,8 @@ class SaveHandle:
     def begin(self) -> None:
         """Go on in a thread of its own; where the system gives none, in the calling one."""
         try:
-            # Not a daemon: an interpreter that exits waits for the commit.
-            threading.Thread(target=self._run_later, name=f"torchkeep-save-{self.step}").start()
+            # Not a daemon, even when a daemon saves: an interpreter that exits waits for the commit.
+            threading.Thread(target=self._run_later, name=f"torchkeep-save-{self.step}", daemon=False).start()
         except RuntimeError:
             self._run()
 

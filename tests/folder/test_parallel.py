@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from torchkeep.folder.parallel import Latch, in_parallel
+from torchkeep.folder.parallel import Latch, in_parallel, threads_for
 
 
 def test_an_interrupt_waits_for_what_is_under_way_and_begins_nothing_more(monkeypatch):
@@ -65,3 +65,10 @@ def test_a_wait_that_is_interrupted_anywhere_leaves_nothing_locked(interrupted_a
     waiter.start()
     waiter.join(5)
     assert not waiter.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "most", "threads"), [(0, 8, 1), (100 * 2**20, 8, 1), (128 * 2**20, 8, 2), (2**40, 8, 8), (2**40, 1, 1)]
+)
+def test_threads_are_started_where_there_is_memory_enough_for_each(nbytes, most, threads):
+    assert threads_for(nbytes, most) == threads

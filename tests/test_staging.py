@@ -212,6 +212,21 @@ def test_an_error_in_the_background_surfaces_once_and_the_next_save_works(tmp_pa
     assert [each.step for each in tk.checkpoints(tmp_path)] == [1]
 
 
+def test_what_ends_a_block_goes_on_when_the_save_in_flight_fails_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+
+    def train():
+        with tk.CheckpointManager(tmp_path, {"w": torch.zeros(9)}) as manager:
+            manager.save(0)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        train()
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"the save in flight failed as well: {tmp_path}")
+    assert "the checkpoint was not saved: Input/output error" in note
+
+
 def test_a_fork_while_a_save_is_under_way_changes_nothing(tmp_path):
     """Data loaders fork at any time; the staging memory does not go with them."""
     import multiprocessing

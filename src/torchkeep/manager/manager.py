@@ -445,7 +445,12 @@ class CheckpointManager:
         try:
             if error is not None:
                 self._save_on(error)
-            self.close()
+            try:
+                self.close()
+            except CheckpointError as failure:
+                if error is None:
+                    raise
+                error.add_note(f"the save in flight failed as well: {failure}")  # what ended the block goes on
         finally:
             signals, self._signals = self._signals, None
             if signals is not None:

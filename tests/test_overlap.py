@@ -63,10 +63,10 @@ def slow_copies(monkeypatch):
     may_copy = threading.Event()
     run = Copies.run
 
-    def waiting(self, threads):
+    def waiting(self, threads, after=None):
         if threading.current_thread().name.startswith("torchkeep-save"):
             may_copy.wait(100)
-        run(self, threads)
+        run(self, threads, after)
 
     monkeypatch.setattr(Copies, "run", waiting)
     return may_copy

@@ -34,11 +34,14 @@ def tensors_of(model, optimizer):
 
 
 @pytest.mark.parametrize("mode", tk.policies.Staging)
-def test_each_save_holds_the_gpu_as_it_was_at_the_call(tmp_path, mode):
+@pytest.mark.parametrize("aside", [False, True], ids=["the default stream", "a stream aside"])
+def test_each_save_holds_the_gpu_as_it_was_at_the_call(tmp_path, mode, aside):
     model, optimizer = make(0)
     expected = {}
     state = {"model": model, "optimizer": optimizer}
-    with tk.CheckpointManager(tmp_path / "run", state, retain=tk.KeepLast(9), staging=mode) as manager:
+    manager = tk.CheckpointManager(tmp_path / "run", state, retain=tk.KeepLast(9), staging=mode)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream() if aside else None), manager:
         for index in range(4):
             step(model, optimizer)
             expected[index] = tensors_of(model, optimizer)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 
 from torchkeep.folder.digests import CHUNK_BYTES
 from torchkeep.live.memory import dtype_name, flat_bytes_of, memory_of
 from torchkeep.tensors import Source, TensorSpec
+
+Work: TypeAlias = Mapping[torch.device, torch.cuda.Event]
 
 
 def pin(memory: torch.Tensor) -> bool:
@@ -21,16 +24,22 @@ def unpin(memory: torch.Tensor) -> None:
     torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())  # type: ignore[no-untyped-call]
 
 
-def copy_from_gpus(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def work_so_far(tensors: Iterable[torch.Tensor]) -> Work:
+    """What the current streams still have to do, on every GPU that some tensors are on: it may write them."""
+    devices = {each.device for each in tensors if each.is_cuda}
+    return {device: torch.cuda.current_stream(device).record_event() for device in devices}
+
+
+def copy_from_gpus(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], after: Work) -> None:
     """Copy tensors of GPUs, the second of each pair, into CPU memory on streams of their own, and wait for it.
 
-    The copies wait for what the current streams have to do, since that may write the tensors; no stream waits for them.
+    The copies wait for `work_so_far`, asked for by the thread whose work it is; no stream waits for them.
     """
     streams: dict[torch.device, torch.cuda.Stream] = {}
     for place, source in pairs:
         if source.device not in streams:
             streams[source.device] = torch.cuda.Stream(source.device)  # type: ignore[no-untyped-call]
-            streams[source.device].wait_stream(torch.cuda.current_stream(source.device))
+            streams[source.device].wait_event(after[source.device])
         with torch.no_grad(), torch.cuda.stream(streams[source.device]):
             place.copy_(source, non_blocking=True)
     for stream in streams.values():

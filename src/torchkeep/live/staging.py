@@ -17,7 +17,7 @@ import torch
 from torchkeep.folder.aligned_file import map_pages
 from torchkeep.folder.draft import DraftTensor
 from torchkeep.folder.parallel import in_parallel, threads_for
-from torchkeep.live.gpus import copy_from_gpus, pin, unpin
+from torchkeep.live.gpus import Work, copy_from_gpus, pin, unpin, work_so_far
 from torchkeep.live.memory import array_of_flat
 
 if TYPE_CHECKING:
@@ -160,9 +160,13 @@ class Copies:
     def _some(self) -> Sequence[tuple[Bytes, Bytes]]:
         return self.plain[:: max(1, len(self.plain) // _GLIMPSES)]
 
-    def run(self, threads: int) -> None:
-        """Copy, in at most `threads` threads; autograd sees nothing of it."""
-        copy_from_gpus(self.on_gpus)
+    def work_so_far(self) -> Work:
+        """What this thread has asked of the GPUs that the sources are on, for copies that another thread makes."""
+        return work_so_far(source for _, source in self.on_gpus)
+
+    def run(self, threads: int, after: Work | None = None) -> None:
+        """Copy, in at most `threads` threads, after work of GPUs or else that of this thread; autograd sees nothing."""
+        copy_from_gpus(self.on_gpus, self.work_so_far() if after is None else after)
         with torch.no_grad():
             for place, source in self.shaped:
                 place.copy_(source)

@@ -26,6 +26,7 @@ from torchkeep.tensors import TensorSpec
 from torchkeep.verbs.background import SaveHandle
 
 if TYPE_CHECKING:
+    from torchkeep.live.gpus import Work
     from torchkeep.live.overlap import Overlap
     from torchkeep.live.staging import StagingMemory
 
@@ -90,6 +91,7 @@ class Saver:
         self._has_leftovers = False
         self._versions: list[int] = []  # of what is copied late
         self._glimpse: list[bytes] = []  # of the same
+        self._work_so_far: Work = {}  # on the GPUs that the same is on
         self._nonfinite: dict[str, str] = {}  # in what was written while the caller waited
 
     @property
@@ -191,6 +193,7 @@ class Saver:
         if copied.late_copies.sources and self._overlap.are_known_to_stay(copied.late_names):
             self._versions = copied.late_copies.versions()
             self._glimpse = copied.late_copies.glimpse()
+            self._work_so_far = copied.late_copies.work_so_far()
             return
         copied.late_copies.run(default_threads())
         places = {name: place.bytes_of(draft.groups[name[0]][name[1]]) for name, place in copied.places.items()}
@@ -205,7 +208,7 @@ class Saver:
         if self._overlap is None or not self._versions:
             return
         try:
-            copied.late_copies.run(default_threads())
+            copied.late_copies.run(default_threads(), self._work_so_far)
             versions = copied.late_copies.versions()
         finally:
             self._overlap.end()

@@ -117,6 +117,28 @@ def test_a_manager_drops_optimizers_as_it_goes_on(tmp_path):
     assert not list(tmp_path.glob(".[!l]*"))
 
 
+def test_the_newest_that_verifies_keeps_its_optimizers(run):
+    damage(run / "step-00000005")
+    pruned = tk.prune(run, OptimizerInLast(1))
+    told = {each.step: (each.drops_optimizers, each.reasons) for each in pruned.decisions}
+    assert told[4] == (False, ("the newest that verifies",))
+    assert [step for step, (drops, _) in told.items() if drops] == [0, 1, 2, 3]
+    model, optimizer = training()
+    with pytest.warns(UserWarning, match="passed over step-00000005"):
+        assert tk.CheckpointManager(run, {"model": model, "optimizer": optimizer}).resume() == 5
+
+
+@pytest.mark.filterwarnings("ignore:step . is resumed")
+def test_what_was_just_saved_keeps_its_optimizers_also_before_newer_steps(run):
+    model, optimizer = training()
+    state = {"model": model, "optimizer": optimizer}
+    with tk.CheckpointManager(run, state, retain=tk.KeepLast(9) & OptimizerInLast(2)) as manager:
+        manager.resume(1)
+        manager.save(2)
+    assert [each.step for each in tk.checkpoints(run) if "optimizer" in tk.open(each.path)] == [2, 4, 5]
+    assert tk.CheckpointManager(run, state).resume(2) == 3
+
+
 def test_a_tied_tensor_that_an_optimizer_wrote_first_stays_with_the_weights(tmp_path):
     model, optimizer = training()
     state = {"optimizer": optimizer, "average": {"of": None}}

@@ -58,13 +58,13 @@ def thin(
     Args:
         folder: The run folder, owned by the caller unless nothing is to be removed.
         policy: What to keep.
-        keep: A step that stays whatever the policy says.
+        keep: A step that stays whatever the policy says, with its optimizers: a resume may have nothing else.
         reason: Why it does.
         dry_run: Decide only.
     """
     with alone_in(folder):  # nobody gives a tag between the look and the removal
         decisions = tuple(
-            _kept(decision, reason) if decision.step == keep and not decision.keep else decision
+            _kept(decision, reason) if decision.step == keep else decision
             for decision in decide(policy, [candidate_of(each) for each in list_run(folder).checkpoints])
         )
         gone = [each for each in decisions if not each.keep and not dry_run]
@@ -75,7 +75,9 @@ def thin(
 
 
 def _kept(decision: Decision, reason: str) -> Decision:
-    return replace(decision, keep=True, reasons=(reason,))
+    if decision.keep and not decision.drops_optimizers:
+        return decision
+    return replace(decision, keep=True, reasons=(reason,), drops_optimizers=False)
 
 
 def _carry_out(folder: Path, decisions: list[Decision], failed: str, act: Callable[[Path], object]) -> list[str]:

@@ -172,6 +172,36 @@ def test_one_more_is_raised_and_the_last_good_checkpoint_is_there(tmp_path, monk
     assert tk.CheckpointManager(tmp_path / "run", {"p": {"a": 0}}).resume() == 4
 
 
+def test_a_save_that_cannot_be_begun_is_tried_again_when_the_next_is_due(tmp_path, monkeypatch):
+    full, make = {3, 5}, os.mkdir  # the steps whose staging folder the disk has no room for
+
+    def mkdir(path, *args, **options):
+        if ".staging-" in str(path) and manager.last_step in full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        make(path, *args, **options)
+
+    manager = tk.CheckpointManager(tmp_path, {"p": {}}, save_when=tk.EverySteps(2), failed_saves_allowed=2)
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with manager, pytest.warns(UserWarning, match=r"save \d of 2 that may fail in a row") as warned:
+        train(manager, BadDisk(monkeypatch), bad=())
+    assert len(warned) == len(full)
+    assert steps(tmp_path) == [1, 7, 9]
+
+
+def test_an_exception_saves_the_last_step_again_when_its_save_failed(tmp_path, monkeypatch):
+    disk = BadDisk(monkeypatch)
+
+    def fail_once():
+        with tk.CheckpointManager(tmp_path, {"p": {}}, save_when=tk.EverySteps(10) | OnException()) as manager:
+            train(manager, disk, bad={9})
+            disk.is_bad = False
+            raise ValueError("odd")
+
+    with pytest.raises(ValueError, match="odd"):
+        fail_once()
+    assert steps(tmp_path) == [9]
+
+
 def test_what_only_the_program_can_mend_is_raised_at_once(tmp_path):
     state = {"p": {"a": print}}
     manager = tk.CheckpointManager(tmp_path, state, save_when=tk.EverySteps(1), failed_saves_allowed=9)

@@ -235,7 +235,7 @@ class CheckpointManager:
         self._require_block()
         self._tell()
         waited_seconds = time.monotonic() - session.last_save_seconds
-        moment = Moment(step, session.last_saved_step, waited_seconds, self._received())
+        moment = Moment(step, session.last_tried_step, waited_seconds, self._received())
         is_due, number = self._agree(moment)
         if number:
             self._preempt(occasion, number)
@@ -378,10 +378,7 @@ class CheckpointManager:
         began = time.monotonic()
         path, error = None, None
         try:
-            if self._session.last_saved_step == occasion.step:
-                self.wait()
-            else:
-                self._session.saver.settle()
+            if not self._session.is_saved(occasion.step):
                 self._save(occasion).wait()
             path = self._session.folder.path_of(occasion.step)
         except CheckpointError as raised:
@@ -460,14 +457,13 @@ class CheckpointManager:
         """Save what is there when an exception ends the program, if a policy wants it and the step is not saved."""
         session, step = self._session, self._session.last_step
         is_failure = isinstance(error, (Exception, KeyboardInterrupt))
-        if self.save_when is None or step is None or step == session.last_saved_step or not is_failure:
+        if self.save_when is None or step is None or not is_failure:
             return
         if session.ranks.size > 1:  # the others may be anywhere
             return
-        if self.save_when.is_due(Moment(step, self._session.last_saved_step, exception=True)):
+        if self.save_when.is_due(Moment(step, session.last_tried_step, exception=True)) and not session.is_saved(step):
             what = f"{type(error).__name__}: {error}".partition("\n")[0]
             try:
-                self._session.saver.settle()
                 path = self._save(Occasion(step, exception=what)).wait()
             except CheckpointError as failure:
                 _log.warning("nothing was saved after %s: %s", type(error).__name__, failure)

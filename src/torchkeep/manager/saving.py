@@ -65,6 +65,7 @@ class Saver:
     Attributes:
         notes: What a person should know about the saves so far.
         warnings: What a person should know now; whoever tells it takes it away.
+        failed_step: The step of the save last waited for, if it failed.
         before_commit: Called when all of a save is written; it is given up if that raises.
         ranks: The ranks that save together.
         outcomes: The same ranks again, for what the saving threads tell each other.
@@ -76,6 +77,7 @@ class Saver:
         self.ranks = self.outcomes = Ranks()
         self.notes: list[str] = []
         self.warnings: list[str] = []
+        self.failed_step: int | None = None
         self.before_commit: Callable[[], None] | None = None
         self._folder = folder
         self._retain = retain
@@ -346,6 +348,7 @@ class Saver:
         finally:
             if handle.done:
                 handle.rest()
+                self.failed_step = handle.step if handle.has_failed else None
                 self._in_flight = None
                 if self._overlap is not None:
                     self.notes += self._overlap.notes

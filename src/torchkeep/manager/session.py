@@ -39,7 +39,8 @@ class Session:
         saver: What saves into it.
         threads: Threads that hash and read.
         last_step: The step last finished.
-        last_saved_step: The step last saved or resumed from.
+        last_saved_step: The step last resumed from, or of the last save that was staged.
+        last_tried_step: The step last resumed from, or of the last save that was asked for.
         last_save_seconds: When that was, as `time.monotonic` counts.
     """
 
@@ -62,6 +63,7 @@ class Session:
         self.threads = io_threads or default_threads()
         self.last_step: int | None = None
         self.last_saved_step: int | None = None
+        self.last_tried_step: int | None = None
         self.last_save_seconds = time.monotonic()
         self._ranks: Ranks | None = None
         self._origin: object = None
@@ -109,7 +111,7 @@ class Session:
         self.saver.notes += resumed.notes
         self.saver.follow(committed.path, committed.record)
         self._origin = committed.record.provenance.get("origin")
-        self.last_step = self.last_saved_step = committed.step
+        self.last_step = self.last_saved_step = self.last_tried_step = committed.step
         self.last_save_seconds = time.monotonic()
         return committed.step + 1
 
@@ -117,6 +119,7 @@ class Session:
         """Save now, once the save before has ended; see `CheckpointManager.save`."""
         from torchkeep.live.recapture import Recapture
 
+        self.last_tried_step, self.last_save_seconds = occasion.step, time.monotonic()
         self.ranks.together(self.folder.own, only_first=True)
         self.ranks.together(self.folder.refuse_unresumed, only_first=True)
         self._look_around()
@@ -126,10 +129,14 @@ class Session:
         self._capture = self._capture or Recapture(self.held)
         draft = draft_of_state(self.held, occasion, provenance, self.ranks, self._capture)
         self._miss_metrics(occasion)
-        self.last_save_seconds = time.monotonic()
         handle = self.saver.begin(draft, occasion.step, self._watch(draft), call)
         self.last_step = self.last_saved_step = occasion.step
         return handle
+
+    def is_saved(self, step: int) -> bool:
+        """Whether the checkpoint of a step is committed; what is in flight is waited for."""
+        self.saver.settle()
+        return step == self.last_saved_step and step != self.saver.failed_step
 
     def _watch(self, draft: Draft) -> dict[str, Mapping[str, bool]]:
         """By group, the tensors to look for NaN and inf in; what was found of a mapping is used again."""

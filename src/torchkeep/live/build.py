@@ -16,7 +16,7 @@ from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import FolderSource
 from torchkeep.live.gpus import fill_gpu, takes_pieces
 from torchkeep.live.mapped import MappedFiles
-from torchkeep.live.memory import empty_for, memory_of, takes_bytes_of
+from torchkeep.live.memory import empty_for, memory_of, takes_bytes_of, writing_to
 from torchkeep.live.packed import pack
 from torchkeep.tensors import Described, Source, TensorSpec
 
@@ -90,7 +90,7 @@ class Builder:
         elif takes_pieces(spec, target):
             fill_gpu(self.source, spec, target)
         else:
-            with torch.no_grad():
+            with writing_to(target):
                 target.copy_(self.read(spec))
         return target
 

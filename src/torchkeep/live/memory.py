@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
@@ -85,6 +88,13 @@ def is_fillable(tensor: torch.Tensor) -> bool:
         and not tensor.is_neg()
         and not tensor.is_quantized
     )
+
+
+@contextmanager
+def writing_to(tensor: torch.Tensor) -> Iterator[None]:
+    """Let torch write a tensor in place, in any thread: without autograd, and one made in inference mode in that."""
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        yield
 
 
 def takes_bytes_of(spec: TensorSpec, tensor: torch.Tensor) -> bool:

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.live.adapt import fitting, make_tensor
 from torchkeep.live.build import Builder
-from torchkeep.live.memory import spec_of
+from torchkeep.live.memory import spec_of, writing_to
 from torchkeep.live.modules import CheckpointNames, loads_by_itself, materialise, named_modules, named_state, unwrap
 from torchkeep.planning.recipes import Part, Recipe
 from torchkeep.planning.rows import Row
@@ -50,7 +50,7 @@ class Placement:
         if self.is_as_saved and isinstance(self.recipe, Part):
             builder.fill_later(self.recipe.spec, target)
             return
-        with torch.no_grad():
+        with writing_to(target):
             target.copy_(self.value(target, builder).reshape(target.shape))
 
     def value(self, target: torch.Tensor, builder: Builder) -> torch.Tensor:
@@ -118,6 +118,11 @@ def model_specs(state: Mapping[str, object]) -> dict[str, TensorSpec]:
     """The plain tensors of a state dict as a plan sees them; extra state is not among them."""
     tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     return {name: spec_of(tensor) for name, tensor in tensors.items() if not _is_lazy(tensor) and is_plain(tensor)}
+
+
+def not_plain(state: Mapping[str, object]) -> list[str]:
+    """The names of everything else in a state dict."""
+    return [name for name, value in state.items() if not is_plain(value) and not _is_lazy(value)]
 
 
 def is_plain(tensor: object) -> TypeGuard[torch.Tensor]:
@@ -212,7 +217,10 @@ def _load_through(
         state[live_name[placement.name]] = value.to(builder.device, target.dtype) if is_absent else value
     state.update({live_name.get(name, name): value for name, value in extra_state.items()})
     try:
-        inner.load_state_dict(state, assign=is_absent)
+        if is_absent:
+            inner.load_state_dict(state, assign=True)
+        else:  # overrides from before torch 2.1 do not know ``assign``
+            inner.load_state_dict(state)
     except BaseException:
         with suppress(Exception):  # it may refuse its old state too: the first error is told
             inner.load_state_dict(before)

@@ -18,7 +18,7 @@ from torchkeep.live.capture import Stateful
 from torchkeep.live.modules import counters, loads_by_itself, module_facts, named_parameters, named_state, unwrap
 from torchkeep.live.optimizer_forms import read_form
 from torchkeep.live.optimizers import Owners, optimizer_parameters
-from torchkeep.live.place import model_specs, tied_names, unfit_memory
+from torchkeep.live.place import model_specs, not_plain, tied_names, unfit_memory
 from torchkeep.live.saved_optimizer import SavedOptimizer, Weights, live_specs, parameters_in, read_optimizer
 from torchkeep.live.shared_objects import refuse_overwriting
 from torchkeep.planning.paths import node_at, resolve
@@ -76,7 +76,10 @@ class Target:
         why = loads_by_itself(self.live) if isinstance(self.live, nn.Module) else None
         note = f"loads through its own load_state_dict: {why}" if why else ""
         tied = tuple(map(tuple, tied_names(state)))
-        return replace(pair, note=note, mismatch=unfit_memory(state), tied=tied, content=self.content)
+        pair = replace(pair, note=note, mismatch=unfit_memory(state), tied=tied, content=self.content)
+        if self.kind != "module":
+            return pair
+        return replace(pair, extra=tuple(self.extra_state()), model_extra=tuple(not_plain(state)))
 
     def _optional(self, tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
         """Names that one side may have alone: counters of old batch norms, all but one of tied ones, a mere counter."""
@@ -176,7 +179,7 @@ def _refuse_plain_values(into: Mapping[Any, object]) -> None:
 
 def _is_extra(name: str, value: object) -> bool:
     if isinstance(value, Described):
-        return value.class_path in {"torch.sparse", "torch.quantized"} or name.endswith("_extra_state")
+        return value.class_path in {"torch.sparse", "torch.quantized", "torch.dtype"} or name.endswith("_extra_state")
     return not isinstance(value, TensorSpec) and (name.endswith("_extra_state") or not isinstance(value, Mapping))
 
 

@@ -9,6 +9,7 @@ from typing import TypeAlias, get_args
 
 from torchkeep.errors import PlanError
 from torchkeep.planning import recorded, report
+from torchkeep.planning.extra_state import extra_names, match_extra_state
 from torchkeep.planning.match import arrange, match
 from torchkeep.planning.regrouping import Fuse, Split
 from torchkeep.planning.rows import Pair, Row, Status
@@ -232,6 +233,7 @@ def make_plan(pairs: Mapping[str, Pair], rules: Sequence[Rule], *, source: str) 
     """
     _require_rules(rules)
     matchings = {entry: match(entry, pair, rules) for entry, pair in pairs.items()}
+    extra = {entry: match_extra_state(entry, pair, rules) for entry, pair in pairs.items()}
     rows = tuple(row for matching in matchings.values() for row in matching.rows)
     return LoadPlan(
         source=source,
@@ -247,7 +249,7 @@ def make_plan(pairs: Mapping[str, Pair], rules: Sequence[Rule], *, source: str) 
         mismatches=tuple(
             (entry, fault)
             for entry, matching in matchings.items()
-            for fault in (pairs[entry].mismatch, *matching.untied)
+            for fault in (pairs[entry].mismatch, *matching.untied, *extra[entry].faults)
             if fault
         ),
     )
@@ -267,11 +269,13 @@ def _idle(pairs: Mapping[str, Pair], rules: Sequence[Rule], rows: Sequence[Row])
         if isinstance(rule, (Rename, Fuse, Split)):
             seen = [arrange(pairs[entry].checkpoint, rules[:index], entry) for entry in entries]
             if isinstance(rule, Rename):
-                yield from rule.idle({offer.name for offers in seen for offer in offers})
+                others = (extra_names(entry, pairs[entry], rules[:index]) for entry in entries)
+                yield from rule.idle({offer.name for offers in seen for offer in offers}.union(*others))
             elif all(rule.regroup(offers) == offers for offers in seen):
                 yield rule
         else:
-            yield from rule.idle({row.name for row in rows if row.entry in entries})
+            others = (extra_names(entry, pairs[entry], rules) for entry in entries)
+            yield from rule.idle({row.name for row in rows if row.entry in entries}.union(*others))
 
 
 def _named(entry: str, names: Sequence[str], *, several: bool) -> Iterator[str]:

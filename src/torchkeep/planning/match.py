@@ -57,7 +57,7 @@ def match(entry: str, pair: Pair, rules: Sequence[Rule]) -> Matching:
     counts = Counter(offer.name for offer in offers)
     claimed = {offer.name: offer for offer in offers if counts[offer.name] == 1}
     contested = _grouped([offer for offer in offers if counts[offer.name] > 1], attrgetter("name"))
-    found = _found(claimed, pair.model, contested.keys())
+    found = find_names(claimed, pair.model, contested.keys())
 
     rows = [_row(entry, pair, name, found.get(name), active) for name in pair.model]
     taken = {offer.name for offer in found.values()}
@@ -68,7 +68,7 @@ def match(entry: str, pair: Pair, rules: Sequence[Rule]) -> Matching:
     collisions = tuple(
         f"{_sources(claimants)} are both renamed to {name}"
         for name, claimants in contested.items()
-        if _skipping_rule(name, active) is None
+        if skipping_rule(name, active) is None
     )
     rows, untied = _with_ties(rows, pair)
     return Matching(tuple(rows), collisions, untied)
@@ -102,7 +102,7 @@ def _values_of(row: Row, pair: Pair) -> Hashable:
     return tuple(steps(row.recipe)) if row.recipe is not None else (), tuple(pair.content(p.spec) for p in row.parts)
 
 
-def _found(claimed: Mapping[str, Claim], model: Iterable[str], contested: Iterable[str]) -> dict[str, Claim]:
+def find_names(claimed: Mapping[str, Claim], model: Iterable[str], contested: Iterable[str]) -> dict[str, Claim]:
     """Model name to what the checkpoint has for it, for each tensor that exists on both sides."""
     model_names = list(model)
     if not contested:
@@ -178,7 +178,7 @@ def _older_form(name: str) -> str:
 
 def _row(entry: str, pair: Pair, name: str, offer: Offer | None, rules: Sequence[Rule]) -> Row:
     spec = pair.model[name]
-    skipping = _skipping_rule(name, rules)
+    skipping = skipping_rule(name, rules)
     if skipping is not None:
         reason = f"{pair.unloaded}: {skipping!r}"
         return _with_offer(Row(entry, name, None, Status.SKIPPED, (), None, spec, reason), offer)
@@ -288,7 +288,7 @@ def _cast(row: Row, saved: str, rules: Sequence[Rule]) -> Row:
 
 
 def _checkpoint_row(entry: str, pair: Pair, offer: Offer, claimants: Sequence[Offer], rules: Sequence[Rule]) -> Row:
-    skipping = _skipping_rule(offer.name, rules)
+    skipping = skipping_rule(offer.name, rules)
     status = Status.SKIPPED
     if skipping is not None:
         reason = f"not loaded: {skipping!r}"
@@ -305,7 +305,8 @@ def _sources(claimants: Sequence[Offer]) -> str:
     return " and ".join(offer.source for offer in claimants)
 
 
-def _skipping_rule(name: str, rules: Sequence[Rule]) -> Rule | None:
+def skipping_rule(name: str, rules: Sequence[Rule]) -> Rule | None:
+    """The first rule that leaves a name alone."""
     for rule in rules:
         if isinstance(rule, Skip) and rule.matches(name):
             return rule

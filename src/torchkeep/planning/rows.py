@@ -55,6 +55,8 @@ class Pair:
         mismatch: Why the two do not go together as a whole, whatever their names; a strict load refuses it.
         tied: Groups of names under which the model has one and the same tensor.
         content: Gives what is equal for tensors of the checkpoint whose values are.
+        extra: Names of what the checkpoint has beside plain tensors: extra state, sparse and quantised ones.
+        model_extra: The same of the model.
     """
 
     checkpoint: Mapping[str, TensorSpec | None]
@@ -67,6 +69,8 @@ class Pair:
     mismatch: str = ""
     tied: tuple[tuple[str, ...], ...] = ()
     content: Callable[[TensorSpec], Hashable] = attrgetter("key")
+    extra: tuple[str, ...] = ()
+    model_extra: tuple[str, ...] = ()
 
     @property
     def counts(self) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchkeep.errors import CheckpointError, PlanError
 from torchkeep.folder.parallel import default_threads
+from torchkeep.planning.extra_state import match_extra_state
 from torchkeep.planning.loadplan import LoadPlan, make_plan
 from torchkeep.planning.paths import without
 from torchkeep.planning.report import idle_texts
@@ -242,7 +243,9 @@ def _place(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads:
         placements = placements_of(rows, target.live)
         try:
             if target.kind == "module":
-                extra = {key: builder.value_now(value) for key, value in target.extra_state().items()}
+                saved = target.extra_state()
+                arriving = match_extra_state(target.entry, plan.pairs[target.entry], plan.rules).arriving
+                extra = {name: builder.value_now(saved[source]) for name, source in arriving.items()}
                 undo += place_in_module(target.live, placements, extra, builder, threads)
             elif target.kind == "tensors":
                 place_in_mapping(target.live, placements, builder, threads)
@@ -274,7 +277,9 @@ def _put_back(undo: Sequence[Callable[[], object]]) -> list[str]:
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    first, *others = str(error).splitlines() or [""]
+    reason = f"{first} {others[0].strip()}" if first.endswith(":") and others else first  # as torch lists its reasons
+    return f"{type(error).__name__}: {reason}"
 
 
 def check_casts(plan: LoadPlan, targets: Sequence[Target], builder: Builder, threads: int) -> None:

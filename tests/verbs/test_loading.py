@@ -679,3 +679,27 @@ def test_a_folder_that_holds_a_file_of_no_usual_name_says_which(tmp_path, name):
     torch.save(net().state_dict(), tmp_path / name)
     with pytest.raises(FormatError, match=f"name one that is in it: {name}"):
         tk.load(tmp_path, into=net())
+
+
+def test_memory_that_several_tensors_of_a_mapping_share_ends_as_if_they_were_filled_in_their_order(tmp_path):
+    """Whatever is read straight into place, widened or strided on its way."""
+    torch.manual_seed(0)
+    saved = {
+        "plain": torch.randn(8),
+        "widened": torch.randn(8).half(),
+        "strided": torch.randn(3),
+        "last": torch.randn(4),
+    }
+
+    def views():
+        memory = torch.zeros(12)
+        return {"plain": memory[:8], "widened": memory[4:], "strided": memory[1::4], "last": memory[2:6]}
+
+    expected, live = views(), views()
+    for name, value in saved.items():
+        expected[name].copy_(value)
+    torch.save(saved, tmp_path / "w.pt")
+    tk.save(saved, tmp_path / "ckpt")
+    for path in (tmp_path / "w.pt", tmp_path / "ckpt"):
+        tk.load(path, into=live)
+        assert [each.tolist() for each in live.values()] == [each.tolist() for each in expected.values()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ class Builder:
         Raises:
             CorruptError: On leaving; tensors hold some of the bytes.
         """
-        gathered = self._gathered = Gathered(self.source)
+        gathered = self._gathered = Gathered(self.source, self.fill)
         try:
             yield
         finally:
@@ -105,12 +104,9 @@ class Builder:
             if self.device.type != "cpu" or spec.memory_format in MEMORY_FORMATS:
                 return self._finish(self.read(spec), spec)
             target = empty_for(spec)
-            self._gathered.note(spec, target)
+            self._gathered.note(spec, target, is_direct=True)
             return self._finish(target, spec)
-        if takes_bytes_of(spec, target):
-            self._gathered.note(spec, target)
-        else:
-            self._gathered.tasks.append(partial(self.fill, spec, target))
+        self._gathered.note(spec, target, is_direct=takes_bytes_of(spec, target))
         return target
 
     def value(self, node: object) -> Any:  # noqa: ANN401 - whatever was saved
@@ -153,43 +149,54 @@ class Builder:
 
 
 class Gathered:
-    """What is to be read from one source: tensors whose memory takes the bytes as they are, and everything else."""
+    """What is to be read from one source, and the tensors that it goes into.
 
-    def __init__(self, source: Source) -> None:
-        self.tasks: list[Callable[[], object]] = []
+    Args:
+        source: The opened checkpoint.
+        fill: What fills one whose memory does not take the bytes as they are.
+    """
+
+    def __init__(self, source: Source, fill: Callable[[TensorSpec, torch.Tensor], object]) -> None:
         self._source = source
+        self._fill = fill
         self._specs: list[TensorSpec] = []
         self._targets: list[torch.Tensor] = []
+        self._is_direct: list[bool] = []
 
-    def note(self, spec: TensorSpec, target: torch.Tensor) -> None:
-        """Read a tensor's bytes into the memory of `target` later."""
+    def note(self, spec: TensorSpec, target: torch.Tensor, *, is_direct: bool) -> None:
+        """Read a tensor into `target` later; `is_direct` where its memory takes the bytes as they are."""
         if spec.nbytes:
             self._specs.append(spec)
             self._targets.append(target)
+            self._is_direct.append(is_direct)
 
     def read(self, threads: int) -> None:
         """Read all of it; memory that overlaps is filled in the order in which it was noted, after the rest."""
         shared = _overlapping(self._targets)
-        apart = [index for index in range(len(self._targets)) if index not in shared]
+        apart: list[int] = []
+        converted: list[int] = []
+        for index, is_direct in enumerate(self._is_direct):
+            if index not in shared:
+                (apart if is_direct else converted).append(index)
         if isinstance(self._source, FolderSource):
             specs = [self._specs[index] for index in apart]
             self._source.read_each(specs, lambda position: memory_of(self._targets[apart[position]]), threads)
         else:
             in_parallel(self._read, apart, threads)
-        for index in sorted(shared):
-            self._read(index)
-        if self._targets:
+        if apart:
             # Autograd must see that the memory changed, as after copy_.
-            torch.autograd.graph.increment_version(self._targets)
-        in_parallel(lambda task: task(), self.tasks, threads)
+            torch.autograd.graph.increment_version([self._targets[index] for index in apart])
+        in_parallel(lambda index: self._fill(self._specs[index], self._targets[index]), converted, threads)
+        for index in sorted(shared):
+            self._fill(self._specs[index], self._targets[index])
 
     def _read(self, index: int) -> None:
         self._source.read_into(self._specs[index], memory_of(self._targets[index]))
 
 
 def _overlapping(tensors: Iterable[torch.Tensor]) -> set[int]:
-    """The positions of contiguous tensors whose memory another one shares."""
-    ranges = sorted((t.data_ptr(), t.data_ptr() + t.nbytes, index) for index, t in enumerate(tensors))
+    """The positions of tensors whose memory, from the first element to the last, another one's reaches into."""
+    ranges = sorted((t.data_ptr(), t.data_ptr() + _reach(t), index) for index, t in enumerate(tensors))
     found: set[int] = set()
     reach, last = 0, -1
     for begin, end, index in ranges:
@@ -198,6 +205,14 @@ def _overlapping(tensors: Iterable[torch.Tensor]) -> set[int]:
         if end > reach:
             reach, last = end, index
     return found
+
+
+def _reach(tensor: torch.Tensor) -> int:
+    """Bytes from the begin of a tensor's first element to the end of its last, in memory."""
+    if tensor.is_contiguous():
+        return tensor.nbytes
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.itemsize
 
 
 def _usable(device: torch.device | str) -> torch.device:

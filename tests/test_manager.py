@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import random
 import shutil
@@ -252,6 +254,33 @@ def test_a_state_that_the_checkpoints_hold_nothing_for_is_refused_and_the_run_is
             manager.resume(only="model")
         assert manager.resume(only=["model", "optimizer", "scheduler", "progress"]) == 4
     assert steps(tmp_path) == [1, 3]
+
+
+def test_a_training_goes_back_to_the_save_that_is_still_in_flight(tmp_path, monkeypatch):
+    progress, slow, flush = {"done": 0}, threading.Event(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (slow.wait(0.2), flush(descriptor)))
+    with tk.CheckpointManager(tmp_path, {"progress": progress}, retain=tk.KeepLast(2)) as manager:
+        for step in range(3):
+            progress["done"] = step + 1
+            handle = manager.save(step)
+        assert not handle.done
+        progress["done"] = math.nan
+        assert (manager.resume(), manager.last_step, progress) == (3, 2, {"done": 3})
+
+
+def test_a_save_in_flight_that_fails_stops_a_resume_once_and_touches_nothing(tmp_path, monkeypatch):
+    progress, flush = {"done": 1}, os.fsync
+    manager = tk.CheckpointManager(tmp_path, {"progress": progress})
+    manager.save(0).wait()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "bad")))
+    progress["done"] = 2
+    manager.save(1)
+    with pytest.raises(CheckpointError, match="step-00000001: the checkpoint was not saved"):
+        manager.resume()
+    assert progress["done"] == 2
+    monkeypatch.setattr(os, "fsync", flush)
+    assert (manager.resume(), progress) == (1, {"done": 1})
+    manager.close()
 
 
 def test_a_save_after_the_resume_of_an_earlier_step_is_not_removed_by_retention(tmp_path):

@@ -127,6 +127,7 @@ class CheckpointManager:
         Digests are checked while bytes are placed. A checkpoint with absent, short or differing bytes is passed over,
         named in a warning, and set aside as ``.damaged-*``, and the one before it is used. The random generators are
         restored last. What differs from the environment of the save, and what that means for exactness, is a warning.
+        A save in flight is waited for: in the middle of a training it goes back to the last save.
 
         Args:
             step: The step to restore instead of the newest.
@@ -137,6 +138,7 @@ class CheckpointManager:
             0 when the run is new, else the step after the restored one.
 
         Raises:
+            CheckpointError: The save in flight failed; nothing was touched.
             ConflictError: Another process writes in this run folder.
             NotFoundError: `step` is not there.
             PlanError: The checkpoint does not fit; nothing was touched.
@@ -144,7 +146,13 @@ class CheckpointManager:
         """
         if isinstance(only, str):
             raise TypeError(f"only is {only!r}: a list of names is wanted, as [{only!r}]")
-        return self._session.resume(step, only, rules) or 0
+        return self._resume(step, only, rules) or 0
+
+    def _resume(
+        self, step: int | None = None, only: Sequence[str] | None = None, rules: Sequence[Rule] = ()
+    ) -> int | None:
+        self._tolerate(self.wait)  # what is being saved is the newest
+        return self._session.resume(step, only, rules)
 
     def branch(
         self,
@@ -172,7 +180,7 @@ class CheckpointManager:
             NotFoundError: There is no such checkpoint.
             ConflictError, PlanError, CorruptError: As for `resume`.
         """
-        following = self._session.resume(None, None, ())
+        following = self._resume()
         if following is None:
             following = self._session.branch(Path(os.path.realpath(Path(source).expanduser())), step, only, rules)
         return following
@@ -203,7 +211,7 @@ class CheckpointManager:
         """
         if not isinstance(plan, LoadPlan):
             raise TypeError(f"warm_start(plan) takes what torchkeep.plan(path, into=...) gives; not {plan!r}")
-        following = self._session.resume(None, None, ())
+        following = self._resume()
         if following is None:
             loaded = plan.apply(strict=strict)
             self._session.saver.notes += getattr(loaded, "notes", ())

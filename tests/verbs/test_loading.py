@@ -703,3 +703,35 @@ def test_memory_that_several_tensors_of_a_mapping_share_ends_as_if_they_were_fil
     for path in (tmp_path / "w.pt", tmp_path / "ckpt"):
         tk.load(path, into=live)
         assert [each.tolist() for each in live.values()] == [each.tolist() for each in expected.values()]
+
+
+class Halving(nn.Linear):
+    """A layer that saves half of the bits, in memory that is not its own."""
+
+    def state_dict(self, *args, **kwargs):
+        return {name: value.half() for name, value in super().state_dict(*args, **kwargs).items()}
+
+
+class Hooked(nn.Linear):
+    """The same by a hook."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self._register_state_dict_hook(lambda _, state, *others: {name: value.half() for name, value in state.items()})
+
+
+@pytest.mark.parametrize("kind", [Halving, Hooked])
+@pytest.mark.parametrize("save", ["torchkeep folder", "torch zip"])
+def test_a_module_whose_state_dict_holds_copies_is_filled_and_not_the_copies(tmp_path, kind, save):
+    saved, model = kind(2, 3), nn.DataParallel(kind(2, 3))
+    plan = tk.load(SAVERS[save](saved, tmp_path), into=model).plan
+    assert torch.equal(model.module.weight, saved.weight.half().float())
+    assert f"{kind.__name__} makes copies in its state_dict" in str(plan)
+
+
+def test_not_strict_what_shares_memory_with_itself_is_left_and_the_rest_arrives(tmp_path):
+    tk.save({"a": torch.ones(3), "folded": torch.ones(4, 2)}, tmp_path / "ckpt")
+    live = {"a": torch.zeros(3), "folded": torch.zeros(1, 2).expand(4, 2)}
+    plan = tk.load(tmp_path / "ckpt", into=live, strict=False).plan
+    assert (live["a"].tolist(), live["folded"].sum().item()) == ([1, 1, 1], 0)
+    assert "folded: elements share memory" in str(plan)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 _STANDARD_LOADERS = {nn.Module._load_from_state_dict, nn.modules.batchnorm._NormBase._load_from_state_dict}  # noqa: SLF001 - torch has no public way to ask
+_STANDARD_SAVERS = (nn.Module.state_dict, nn.Module._save_to_state_dict)  # noqa: SLF001 - as above
 
 _SHARDED = "_fsdp_wrapped_module"
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", _SHARDED)
@@ -135,7 +136,34 @@ def loads_by_itself(module: nn.Module) -> str | None:
             return f"{at} has extra state"
         if child._load_state_dict_pre_hooks or child._load_state_dict_post_hooks:  # noqa: SLF001 - see above
             return f"{at} has hooks on loading"
-    return None
+    return _copies_state(inner)
+
+
+def _copies_state(module: nn.Module) -> str | None:
+    """Which part's state dict holds tensors that are not the module's own memory, so that filling them is lost."""
+    own = next((name or type(module).__name__ for name, child in module.named_modules() if _makes_state(child)), None)
+    if own is None:
+        return None
+    held = [*module.parameters(), *module.buffers()]
+    objects = {id(tensor) for tensor in held}
+    state = module.state_dict(keep_vars=True).values()
+    others = [value for value in state if isinstance(value, torch.Tensor) and id(value) not in objects]
+    memory = {_storage(tensor) for tensor in held} if others else set()
+    return f"{own} makes copies in its state_dict" if any(_storage(each) not in memory for each in others) else None
+
+
+def _makes_state(child: nn.Module) -> bool:
+    kind = type(child)
+    is_overridden = (kind.state_dict, kind._save_to_state_dict) != _STANDARD_SAVERS  # noqa: SLF001 - torch has no public way to ask
+    return is_overridden or bool(child._state_dict_hooks)  # noqa: SLF001 - as above
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """What is equal for tensors that share memory; of one that has none, what is its own."""
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except (RuntimeError, ValueError, NotImplementedError):
+        return id(tensor)
 
 
 def materialise(module: nn.Module, values: Mapping[torch.Tensor, torch.Tensor]) -> None:

@@ -115,9 +115,9 @@ def lossy_casts(
 
 
 def model_specs(state: Mapping[str, object]) -> dict[str, TensorSpec]:
-    """The plain tensors of a state dict as a plan sees them; extra state is not among them."""
-    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-    return {name: spec_of(tensor) for name, tensor in tensors.items() if not _is_lazy(tensor) and is_plain(tensor)}
+    """The plain tensors of a state dict that can be filled, as a plan sees them; extra state is not among them."""
+    tensors = {name: tensor for name, tensor in state.items() if is_plain(tensor) and not _is_lazy(tensor)}
+    return {name: spec_of(tensor) for name, tensor in tensors.items() if not _is_folded(tensor)}
 
 
 def not_plain(state: Mapping[str, object]) -> list[str]:
@@ -135,7 +135,7 @@ def unfit_memory(state: Mapping[str, object]) -> str:
     lazy = [name for name, tensor in state.items() if _is_lazy(tensor)]
     if lazy:
         return f"{', '.join(lazy)}: not initialised yet; run the model once, then load"
-    folded = [name for name, t in state.items() if is_plain(t) and torch._debug_has_internal_overlap(t) == 1]  # noqa: SLF001 - torch's own question before it writes
+    folded = [name for name, tensor in state.items() if is_plain(tensor) and _is_folded(tensor)]
     return f"{', '.join(folded)}: elements share memory, as expand() makes them; clone it, then load" if folded else ""
 
 
@@ -150,6 +150,10 @@ def tied_names(state: Mapping[str, object]) -> list[list[str]]:
 
 def _is_lazy(tensor: object) -> bool:
     return isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
+
+
+def _is_folded(tensor: torch.Tensor) -> bool:
+    return torch._debug_has_internal_overlap(tensor) == 1  # noqa: SLF001 - torch's own question before it writes
 
 
 def _memory(tensor: torch.Tensor) -> object:

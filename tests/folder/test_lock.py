@@ -74,6 +74,28 @@ lock = RunLock(folder)
 print(lock.is_held, flush=True)
 """
 
+FORK_IN_A_COMMIT = """
+import os, signal, sys, time
+import torchkeep as tk
+from torchkeep.folder import commit
+rename, workers = commit.rename, []
+
+def rename_beside_a_fork(*arguments):
+    workers.append(os.fork())
+    if not workers[-1]:
+        time.sleep(100)
+        os._exit(0)
+    return rename(*arguments)
+
+commit.rename = rename_beside_a_fork
+began = time.monotonic()
+for step in range(3):
+    tk.save({"step": step}, f"{sys.argv[1]}/{step}")
+print(len(workers), time.monotonic() - began < 10, flush=True)
+for worker in workers:
+    os.kill(worker, signal.SIGKILL)
+"""
+
 
 @contextmanager
 def python(code: str, folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
@@ -305,3 +327,8 @@ def _still_holds(held: lease.Lease) -> bool:
     except ConflictError:
         return False
     return True
+
+
+def test_a_worker_that_is_forked_during_a_commit_holds_up_no_later_one(tmp_path):
+    with python(FORK_IN_A_COMMIT, tmp_path) as process:
+        assert process.stdout.readline() == "3 True\n"

@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LONGEST_WAIT_SECONDS = 60.0
@@ -37,4 +37,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             time.sleep(0.005)
         yield
     finally:
+        with suppress(OSError):
+            # Closing is not enough: a child forked meanwhile, such as a loader's worker, has the descriptor too.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)

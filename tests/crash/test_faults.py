@@ -6,6 +6,7 @@ run trips over.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -146,6 +147,7 @@ def test_a_file_whose_close_fails_was_not_saved_or_was_flushed_before(name, tmp_
             raise OSError(5, "Input/output error")
 
     save_version(tmp_path / name, OLD)
+    gc.collect()  # what other tests left open
     monkeypatch.setattr(os, "close", close_and_fail)
     for number in range(1, 60):
         failing[0] = number

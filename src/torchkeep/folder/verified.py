@@ -37,7 +37,7 @@ def remember(checkpoint: Path, identity: str, shards: Iterable[str], *, ok: bool
         found[checkpoint.name] = {"id": identity, "files": _state_of(checkpoint, shards), "ok": ok, "at_ns": at_ns}
         temporary = checkpoint.parent / f"{FILE_NAME}-{secrets.token_hex(8)}"
         try:
-            temporary.write_text(json.dumps(found, indent=0), encoding="ascii")
+            temporary.write_text(json.dumps(found, indent=0), encoding="utf-8")
             temporary.replace(checkpoint.parent / FILE_NAME)
         finally:
             temporary.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ def _read(folder: Path) -> dict[str, object]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             return {}
-        noted = json.loads(path.read_text(encoding="ascii"))
+        noted = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return noted if isinstance(noted, dict) else {}

@@ -41,14 +41,16 @@ class Placement:
     inverse: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
-    def is_as_saved(self) -> bool:
-        """Whether what arrives is a tensor of the file, at most of another dtype."""
-        return isinstance(self.recipe, Part) and self.casting is None and self.inverse is None
+    def as_saved(self) -> TensorSpec | None:
+        """The tensor of the file, where that is what arrives, at most in another dtype."""
+        is_plain = self.casting is None and self.inverse is None
+        return self.recipe.spec if is_plain and isinstance(self.recipe, Part) else None
 
     def put(self, target: torch.Tensor, builder: Builder) -> None:
         """Fill the memory of a live tensor; read straight into it, with others, where it is the tensor of the file."""
-        if self.is_as_saved and isinstance(self.recipe, Part):
-            builder.fill_later(self.recipe.spec, target)
+        saved = self.as_saved
+        if saved is not None:
+            builder.fill_later(saved, target)
             return
         with writing_to(target):
             target.copy_(self.value(target, builder).reshape(target.shape))
@@ -170,7 +172,7 @@ def place_in_mapping(
     by_storage: dict[int, list[Placement]] = {}
     for placement in distinct.values():
         tensor = target[placement.name]
-        if placement.is_as_saved:
+        if placement.as_saved is not None:
             placement.put(tensor, builder)
         else:
             by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(placement)

@@ -59,6 +59,8 @@ def test_units_are_of_one_file_without_gaps_and_of_a_bounded_size():
         [5],
         [6],
     ]
+    apart = [stored("a", 0, 10), stored("b", 10, 10)]  # follow each other, but for the file
+    assert list(units_of(parts_of(apart), apart)) == [range(1), range(1, 2)]
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Generator, Hashable, Mapping, MutableMapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from torchkeep.folder.leaf_nodes import (
     ATOM_TYPES,
     Members,
     Node,
+    are_own_nodes,
     check_text,
     decode_atom,
     encode_atom,
@@ -54,7 +55,9 @@ def encode_container(value: object) -> Steps:
     raise ValueError(f"{kind}, a subclass of {plain}; {plain}(value) has an encoding" if plain else str(kind))
 
 
-def _each(values: Iterable[object]) -> Generator[tuple[Hashable, object], object, list[Node]]:
+def _each(values: Collection[object]) -> Generator[tuple[Hashable, object], object, list[Node]]:
+    if are_own_nodes(values):
+        return list(values)
     nodes: list[Node] = []
     for index, value in enumerate(values):
         nodes.append((yield index, value))
@@ -107,8 +110,8 @@ def _encode_list(value: list[object]) -> Steps:
     return (yield from _each(value))
 
 
-def _sequence(tag: str) -> Callable[[Iterable[object]], Steps]:
-    def encode_sequence(value: Iterable[object]) -> Steps:
+def _sequence(tag: str) -> Callable[[Collection[object]], Steps]:
+    def encode_sequence(value: Collection[object]) -> Steps:
         return {tag: (yield from _each(value))}
 
     return encode_sequence

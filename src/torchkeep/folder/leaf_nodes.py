@@ -11,7 +11,7 @@ import datetime as dt
 import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
 Node: TypeAlias = object
@@ -42,6 +42,17 @@ def encode_atom(value: object) -> Node:
     if type(value) is int and value.bit_length() > _MAX_PLAIN_INT_BITS:
         return {"$int": hex(value)}
     return check_text(value) if type(value) is str else value
+
+
+def are_own_nodes(values: Collection[object]) -> bool:
+    """Whether values are numbers of one kind, each its own node and the value of that: asked of all in a few passes.
+
+    A random generator's state has hundreds, the order of an epoch may have millions.
+    """
+    kinds = set(map(type, values))
+    if kinds <= {float}:
+        return all(map(math.isfinite, values))  # type: ignore[arg-type]
+    return kinds == {int} and max(map(int.bit_length, values)) <= _MAX_PLAIN_INT_BITS  # type: ignore[arg-type]
 
 
 def decode_atom(node: object) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from types import GeneratorType
 from typing import TypeAlias
 
@@ -19,6 +19,7 @@ EncodeLeaf: TypeAlias = Callable[[KeyPath, object], Node | None]
 DecodeLeaf: TypeAlias = Callable[[str, object, Members], object]
 
 _SHOWN_KEYS = 20
+_CONTAINERS: frozenset[type] = frozenset((dict, list))
 _NO_LEAF = object()
 _HOOK_TAGS = frozenset(("$tensor", "$numpy.tensor", "$object", "$name", "$method", "$partial", "$logger"))
 _NEWER = "was it written by a newer torchkeep? upgrade this one"
@@ -138,18 +139,18 @@ def _members(node: Node) -> Iterable[tuple[object, Node]]:
 
 def _is_deeper(node: Node, levels: int) -> bool:
     """Whether something stands more than some levels below a node."""
-    level = [node]
+    level = _containers([node])
     for _ in range(levels):
-        level = [
-            inside
-            for outside in level
-            if isinstance(outside, (dict, list))
-            for inside in (outside.values() if isinstance(outside, dict) else outside)
-            if isinstance(inside, (dict, list))
-        ]
+        level = [inside for each in level for inside in _containers(each.values() if isinstance(each, dict) else each)]
         if not level:
             return False
     return any(level)
+
+
+def _containers(nodes: Collection[Node]) -> list[dict[str, Node] | list[Node]]:
+    if _CONTAINERS.isdisjoint(map(type, nodes)):  # without a step of Python for each of a million numbers
+        return []
+    return [each for each in nodes if isinstance(each, (dict, list))]
 
 
 class _Encoder:
@@ -174,8 +175,6 @@ class _Encoder:
         kind = type(value)
         if kind in ATOM_TYPES:
             return encode_atom(value)
-        if isinstance(value, tuple) and kind is tuple and set(map(type, value)) <= {int}:
-            return {"$tuple": list(map(encode_atom, value))}  # a random generator's state has hundreds
         if kind in (dict, list, tuple):
             return _NO_LEAF
         node = self.encode_leaf(tuple(path), value)

@@ -43,21 +43,51 @@ class Saved:
 
 @dataclass(slots=True)
 class Staged:
-    """A save whose links are made and whose remaining shards are decided."""
+    """A save on its way to `finish`: its folder is made, then its shards are decided, and links made.
+
+    Attributes:
+        target: The final path.
+        draft: What to save.
+        parent: The record of the checkpoint whose shards may be linked.
+        threads: Threads that hash and write.
+    """
 
     target: Path
     draft: Draft
-    staging: Staging
-    threads: int
-    linked: dict[str, Shard]
-    linked_tensors: dict[Name, StoredTensor]
-    to_write: dict[str, list[PlannedShard]]
     parent: Record | None
-    replaces: str | None
-    notes: list[str]
+    threads: int
+    linked: dict[str, Shard] = field(default_factory=dict)
+    linked_tensors: dict[Name, StoredTensor] = field(default_factory=dict)
+    to_write: dict[str, list[PlannedShard]] = field(default_factory=dict)
+    replaces: str | None = None
+    notes: list[str] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     written: list[WrittenShard] = field(default_factory=list)
     changed: frozenset[Name] = frozenset()
+    _staging: Staging | None = None
+
+    def make_folder(self) -> None:
+        """Make the staging folder, with those above it, where that is not done.
+
+        Raises:
+            OSError: The system refused.
+        """
+        if self._staging is None:
+            make_parents(self.target.parent)
+            self.replaces = identity_at(self.target)
+            self._staging = Staging(self.target.parent)
+
+    @property
+    def staging(self) -> Staging:
+        """The staging folder, once it is made."""
+        if self._staging is None:
+            raise ValueError("the staging folder is not made yet")
+        return self._staging
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        if self._staging is not None:
+            self._staging.discard()
 
     def names_to_write(self) -> list[Name]:
         """The tensors whose bytes `finish` will read."""
@@ -70,7 +100,7 @@ class Staged:
             with not_saved(self.target):
                 yield
         except BaseException:
-            self.staging.discard()
+            self.discard()
             raise
 
     def hold(self, held: Mapping[Name, Held]) -> None:
@@ -109,24 +139,13 @@ def stage(
     Raises:
         CheckpointError: The operating system refused; nothing is left behind.
     """
-    staged = begin(target, draft, parent_record, threads)
+    staged = Staged(target, draft, parent_record, threads)
     with staged.undone_on_error():
+        staged.make_folder()
         decide(staged, _digests(draft, threads) if parent_record is not None else {})
         if parent is not None:
             link(staged, parent, doubtful)
     return staged
-
-
-def begin(target: Path, draft: Draft, parent: Record | None, threads: int) -> Staged:
-    """Make the staging folder of a save, with those above it.
-
-    Raises:
-        CheckpointError: The operating system refused; nothing is left behind.
-    """
-    with not_saved(target):
-        make_parents(target.parent)
-        replaces = identity_at(target)
-        return Staged(target, draft, Staging(target.parent), threads, {}, {}, {}, parent, replaces, [])
 
 
 def decide(staged: Staged, digests: Mapping[Name, tuple[str, ...]]) -> None:
@@ -202,7 +221,7 @@ def finish(staged: Staged, before_commit: Callable[[], None] | None = None) -> S
                 before_commit()
             commit(staged.staging, staged.target, record, staged.replaces)
         finally:
-            staged.staging.discard()
+            staged.discard()
     linked_bytes = sum(shard.nbytes for shard in staged.linked.values())
     return Saved(staged.target, record, written_bytes, linked_bytes, tuple(staged.notes))
 

@@ -434,7 +434,7 @@ class CheckpointManager:
             self.wait()
         finally:
             if self._session.saver.is_idle:
-                self._session.saver.release_steps()
+                self._session.saver.rest()
                 self._session.folder.release()
 
     def __enter__(self) -> Self:

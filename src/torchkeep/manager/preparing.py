@@ -19,7 +19,7 @@ from torchkeep.folder.parallel import default_threads, in_parallel, threads_for
 from torchkeep.folder.partition import PlannedShard
 from torchkeep.folder.record import Record
 from torchkeep.folder.shards import file_order
-from torchkeep.folder.write import Name, Saved, Staged, begin, decide, link, write_now
+from torchkeep.folder.write import Name, Saved, Staged, decide, link, write_now
 
 if TYPE_CHECKING:
     import torch
@@ -189,8 +189,10 @@ def stage_prepared(
     prepared: Prepared, target: Path, draft: Draft, memory: StagingMemory, doubtful: Mapping[str, str], threads: int
 ) -> Copied | None:
     """Do what was prepared: look, link, and say what to copy; None, with nothing left behind, where memory is short."""
-    staged = begin(target, draft, prepared.record, threads)
+    staged = Staged(target, draft, prepared.record, threads)
     with staged.undone_on_error():
+        if prepared.looks:  # else the folder is made in the background
+            staged.make_folder()
         return _stage_prepared(prepared, staged, memory, doubtful)
 
 
@@ -214,7 +216,7 @@ def _stage_prepared(
     for file in to_copy:
         region = memory.take(sum(record.tensors[g][n].nbytes for g, n in names[file]))
         if region is None:
-            staged.staging.discard()
+            staged.discard()
             return None
         more = {(g, n): Place(region, record.tensors[g][n].begin) for g, n in names[file]}
         copies += copies_of([(draft.groups[g][n], p.bytes_of(draft.groups[g][n])) for (g, n), p in more.items()])
@@ -256,6 +258,7 @@ class Copied:
         hashed = in_parallel(lambda item: chunk_digests(item[0].memory_of(item[1])), kept.values(), staged.threads)
         digests = dict(zip(kept, hashed, strict=True))
         staged.hold({n: Held(p.region.memory, p.offset, digests[n]) for n, (p, _) in kept.items()})
+        staged.make_folder()
         if self.linked is None or self.parent is None or staged.parent is None:
             return
         before = {(g, n): each.chunks for g, tensors in staged.parent.tensors.items() for n, each in tensors.items()}

@@ -23,7 +23,7 @@ from torchkeep.manager.preparing import Copied, Prepared, prepare, stage_anew, s
 from torchkeep.manager.ranks import Ranks
 from torchkeep.policies import KeepAll, RetentionPolicy, Staging
 from torchkeep.tensors import TensorSpec
-from torchkeep.verbs.background import SaveHandle
+from torchkeep.verbs.background import SaveHandle, SavingThread
 
 if TYPE_CHECKING:
     from torchkeep.live.gpus import Work
@@ -90,6 +90,7 @@ class Saver:
         self._prepared: Prepared | None = None
         self._doubtful: Mapping[str, str] = {}
         self._in_flight: SaveHandle | None = None
+        self._thread = SavingThread()
         self._has_leftovers = False
         self._versions: list[int] = []  # of what is copied late
         self._glimpse: list[bytes] = []  # of the same
@@ -114,8 +115,9 @@ class Saver:
         if self._staging is Staging.OVERLAPPED and self._overlap is None:
             self._overlap = Overlap(state)
 
-    def release_steps(self) -> None:
-        """Hold no steps any more."""
+    def rest(self) -> None:
+        """Hold no steps and keep no thread, until the next save."""
+        self._thread.end()
         if self._overlap is not None:
             self._overlap.close()
             self._overlap = None
@@ -147,7 +149,7 @@ class Saver:
                 self._overlap.begin()
             self._in_flight = handle = self._handle_of(step, draft, copied, watched)
             handle.waited_seconds, handle.stall_seconds = call.waited_seconds, call.seconds
-            handle.begin()
+            handle.begin(self._thread)
         except BaseException:  # an interrupt, after which the thread may have begun all the same
             if handle is None or handle.give_up():
                 self._let_go(copied)
@@ -171,7 +173,7 @@ class Saver:
         if self._overlap is not None:
             self._overlap.end()
         if copied is not None:
-            copied.staged.staging.discard()
+            copied.staged.discard()
 
     def _stage(self, draft: Draft, target: Path, watched: Watched) -> Copied:
         """Link what did not change, and copy what the rest of the save will read."""

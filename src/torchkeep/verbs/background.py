@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torchkeep.errors import CheckpointError
 from torchkeep.folder.parallel import Latch
 from torchkeep.folder.shard_files import Progress
 from torchkeep.folder.write import Saved
 
-# A new thread keeps the interpreter until others insist, 5 ms later: the caller would be held as long.
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+_log = logging.getLogger("torchkeep")
+# A thread that wakes keeps the interpreter until others insist, 5 ms later: the caller would be held as long.
 _CALLER_FIRST_SECONDS = 0.001
+
+
+class SavingThread:
+    """The thread that saves go on in: kept between them, and an interpreter that exits waits for what it has begun."""
+
+    def __init__(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
+
+    def begin(self, work: Callable[[], object]) -> None:
+        """Go on with it there; where the system gives no thread, or the interpreter is about to exit, here."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        executor, self._executor = self._executor, None  # forgotten when this is interrupted: its locks may be held
+        if executor is None or os.getpid() != self._process:  # a forked process has none of the threads
+            executor, self._process = ThreadPoolExecutor(1, "torchkeep-save"), os.getpid()
+        try:
+            executor.submit(work)
+        except RuntimeError:
+            work()
+        else:
+            self._executor = executor
+
+    def end(self) -> None:
+        """Let the thread end once it has nothing to do."""
+        self._executor = None
 
 
 class SaveHandle:
@@ -54,25 +87,18 @@ class SaveHandle:
         self._staged, self._ended, self._rested = staged, Latch(), Latch()
         self._is_taken = threading.Lock()  # by the thread that does the work, or by who gave it up before
 
-    def begin(self) -> None:
-        """Go on in a thread of its own; where the system gives none, in the calling one."""
-        try:
-            # Not a daemon, even when a daemon saves: an interpreter that exits waits for the commit.
-            threading.Thread(target=self._run_later, name=f"torchkeep-save-{self.step}", daemon=False).start()
-        except RuntimeError:
-            self._run()
+    def begin(self, thread: SavingThread) -> None:
+        """Go on in a thread."""
+        thread.begin(self._run)
 
     def give_up(self) -> bool:
         """See to it that the work is not begun any more; false where it is."""
         return self._is_taken.acquire(blocking=False)
 
-    def _run_later(self) -> None:
-        time.sleep(_CALLER_FIRST_SECONDS)
-        self._run()
-
     def _run(self) -> None:
         if not self.give_up():
             return
+        time.sleep(_CALLER_FIRST_SECONDS)
         try:
             self._saved = self._work()
         except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits
@@ -82,6 +108,8 @@ class SaveHandle:
         try:
             if self._saved is not None:
                 self._afterwards(self._saved)
+        except Exception:  # noqa: BLE001 - nobody waits for it
+            _log.exception("the save of step %s is committed; what follows it failed", self.step)
         finally:
             self._rested.set()
 

@@ -63,10 +63,10 @@ def slow_copies(monkeypatch):
     may_copy = threading.Event()
     run = Copies.run
 
-    def waiting(self, threads, after=None):
+    def waiting(self, threads, after=None, digested=()):
         if threading.current_thread().name.startswith("torchkeep-save"):
             may_copy.wait(100)
-        run(self, threads, after)
+        return run(self, threads, after, digested)
 
     monkeypatch.setattr(Copies, "run", waiting)
     return may_copy
@@ -208,8 +208,8 @@ def interrupt(*_):
 def test_an_interrupt_once_a_save_is_staged_leaves_no_step_held(begins, tmp_path, monkeypatch):
     state, begin = build(), SaveHandle.begin
 
-    def begun(handle):
-        begin(handle)
+    def begun(handle, thread):
+        begin(handle, thread)
         handle.wait()
 
     with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
@@ -218,7 +218,7 @@ def test_an_interrupt_once_a_save_is_staged_leaves_no_step_held(begins, tmp_path
             step(state)
             manager.save(number).wait()
         with monkeypatch.context() as patch:
-            patch.setattr(SaveHandle, "begin", lambda handle: (begins and begun(handle), interrupt()))
+            patch.setattr(SaveHandle, "begin", lambda handle, thread: (begins and begun(handle, thread), interrupt()))
             with pytest.raises(KeyboardInterrupt):
                 manager.save(3)
         step(state)
@@ -234,17 +234,15 @@ def no_thread(_):
 
 def test_where_the_system_gives_no_thread_the_caller_saves(tmp_path, monkeypatch):
     state = build()
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
     with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
         for number in range(3):
             forward_and_backward(state)
             step(state)
-            if number == 2:
-                manager.wait()
-                monkeypatch.setattr(threading.Thread, "start", no_thread)
             expected = snapshot(state)
             handle = manager.save(number)
-        assert handle.done
-        assert_saved(handle.wait(), expected)
+            assert handle.done
+            assert_saved(handle.wait(), expected)
 
 
 def test_a_forked_process_is_not_held_while_copies_are_made(tmp_path, slow_copies):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
 
-_WORTH_A_THREAD_BYTES = 64 * 2**20
+_WORTH_A_THREAD_BYTES = 32 * 2**20
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from torchkeep.folder.aligned_file import map_pages
+from torchkeep.folder.digests import digest_of
 from torchkeep.folder.draft import DraftTensor
 from torchkeep.folder.parallel import in_parallel, threads_for
 from torchkeep.live.gpus import Work, copy_from_gpus, pin, unpin, work_so_far
@@ -164,17 +165,35 @@ class Copies:
         """What this thread has asked of the GPUs that the sources are on, for copies that another thread makes."""
         return work_so_far(source for _, source in self.on_gpus)
 
-    def run(self, threads: int, after: Work | None = None) -> None:
-        """Copy, in at most `threads` threads, after work of GPUs or else that of this thread; autograd sees nothing."""
+    def run(self, threads: int, after: Work | None = None, digested: Sequence[memoryview] = ()) -> list[str]:
+        """Copy; autograd sees nothing.
+
+        Args:
+            threads: The most threads that do it.
+            after: Work of GPUs that comes first; by default that of this thread.
+            digested: Memory to hash in the same pass.
+
+        Returns:
+            The digests of the latter.
+        """
         copy_from_gpus(self.on_gpus, self.work_so_far() if after is None else after)
         with torch.no_grad():
             for place, source in self.shaped:
                 place.copy_(source)
-        in_parallel(_copy, self.plain, threads_for(self.nbytes, threads))
+        # What is large goes first, and in an order that is kept, so that the threads end together.
+        order = sorted(range(len(digested)), key=lambda index: -len(digested[index]))
+        items: list[tuple[Bytes, Bytes] | memoryview] = [*(digested[index] for index in order), *self.plain]
+        nbytes = self.nbytes + sum(map(len, digested))
+        done = in_parallel(_copy_or_digest, items, threads_for(nbytes, threads))
+        found = dict(zip(order, done, strict=False))
+        return [str(found[index]) for index in range(len(digested))]
 
 
-def _copy(piece: tuple[Bytes, Bytes]) -> None:
-    np.copyto(*piece)  # without the interpreter's lock; torch's copy of the same takes a third more
+def _copy_or_digest(item: tuple[Bytes, Bytes] | memoryview) -> str | None:
+    if isinstance(item, memoryview):
+        return digest_of(item)
+    np.copyto(*item)  # without the interpreter's lock; torch's copy of the same takes a third more
+    return None
 
 
 def copies_of(tensors: Sequence[tuple[DraftTensor, torch.Tensor]]) -> Copies:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchkeep.folder.digests import chunk_digests, chunk_ranges, digest_of
+from torchkeep.folder.digests import chunk_digests, chunk_ranges
 from torchkeep.folder.draft import Draft, DraftTensor, Held
 from torchkeep.folder.linking import link_shard
-from torchkeep.folder.parallel import default_threads, in_parallel, threads_for
+from torchkeep.folder.parallel import default_threads, in_parallel
 from torchkeep.folder.partition import PlannedShard
 from torchkeep.folder.record import Record
 from torchkeep.folder.shards import file_order
@@ -100,11 +100,13 @@ class Prepared:
             _alike(tensors, self.groups[group]) for group, tensors in draft.groups.items()
         )
 
-    def changed_files(self, draft: Draft, threads: int) -> set[str]:
-        """The parent's shards among those looked at in which something changed after all."""
+    def looked_at(self, draft: Draft) -> list[memoryview]:
+        """What is looked at in a draft."""
         same = {group for group, tensors in draft.groups.items() if tensors is self.groups[group]}
-        memory = [each.memory_in(draft, is_where_it_was=each.name[0] in same) for each in self.looks]
-        digests = in_parallel(digest_of, memory, threads_for(sum(map(len, memory)), threads))
+        return [each.memory_in(draft, is_where_it_was=each.name[0] in same) for each in self.looks]
+
+    def changed_files(self, digests: Sequence[str]) -> set[str]:
+        """The parent's shards among those looked at in which something changed after all."""
         return {each.file for each, digest in zip(self.looks, digests, strict=True) if digest != each.digest}
 
     def copies_for(self, draft: Draft) -> tuple[Copies, Copies]:
@@ -188,11 +190,9 @@ def _looks(file: str, name: Name, record: Record, groups: Mapping[str, Mapping[s
 def stage_prepared(
     prepared: Prepared, target: Path, draft: Draft, memory: StagingMemory, doubtful: Mapping[str, str], threads: int
 ) -> Copied | None:
-    """Do what was prepared: look, link, and say what to copy; None, with nothing left behind, where memory is short."""
+    """Do what was prepared: copy, look, link; None, with nothing left behind, where memory is short."""
     staged = Staged(target, draft, prepared.record, threads)
     with staged.undone_on_error():
-        if prepared.looks:  # else the folder is made in the background
-            staged.make_folder()
         return _stage_prepared(prepared, staged, memory, doubtful)
 
 
@@ -203,7 +203,11 @@ def _stage_prepared(
 
     draft, record = staged.draft, prepared.record
     looked_at = dict.fromkeys(look.file for look in prepared.looks)
-    to_copy = prepared.changed_files(draft, default_threads()) | (looked_at.keys() & doubtful.keys())
+    copies, late = prepared.copies_for(draft)
+    digests = copies.run(default_threads(), digested=prepared.looked_at(draft))
+    to_copy = prepared.changed_files(digests) | (looked_at.keys() & doubtful.keys())
+    if looked_at:  # else the folder is made in the background
+        staged.make_folder()
     linked: set[str] = set()
     for file in looked_at:
         if file not in to_copy:
@@ -211,7 +215,7 @@ def _stage_prepared(
             linked |= {file} if why is None else set()
             to_copy |= set() if why is None else {file}
     places = dict(prepared.places)
-    copies, late = prepared.copies_for(draft)
+    copies = copies_of([])
     names = _names_by_file(record) if to_copy else {}
     for file in to_copy:
         region = memory.take(sum(record.tensors[g][n].nbytes for g, n in names[file]))
@@ -231,7 +235,7 @@ class Copied:
     Attributes:
         staged: The save.
         places: Where its tensors are kept.
-        copies: What copies them there.
+        copies: What copies them there, as far as it is not done.
         late_copies: What copies the rest of them, which may come late.
         late_names: Those.
         linked: Links that are made, where shards are still to be decided; None when they are decided.

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 
 import pytest
 import torch
@@ -15,8 +16,7 @@ import torch
 import torchkeep as tk
 from torchkeep.errors import CheckpointError
 from torchkeep.folder import shard_files
-from torchkeep.live.staging import StagingMemory, copies_of
-from torchkeep.manager import preparing
+from torchkeep.live.staging import Copies, StagingMemory, copies_of
 
 MIB = 2**20
 
@@ -108,15 +108,14 @@ def test_each_checkpoint_holds_what_was_there_when_it_was_saved(staging_bytes, t
 def test_what_did_not_change_is_linked_and_not_copied(tmp_path, monkeypatch):
     state = make_state()
     train(state, 0)
-    copied = []
-    run = preparing.Copied.__init__
-    monkeypatch.setattr(
-        preparing.Copied,
-        "__init__",
-        lambda self, staged, places, copies, *rest: (
-            copied.append(copies.nbytes) or run(self, staged, places, copies, *rest)
-        ),
-    )
+    copied = Counter()
+    run = Copies.run
+
+    def counting(self, *args, **options):
+        copied[number] += self.nbytes
+        return run(self, *args, **options)
+
+    monkeypatch.setattr(Copies, "run", counting)
     with tk.CheckpointManager(tmp_path, state) as manager:
         for number in range(4):
             with torch.no_grad():

@@ -54,6 +54,11 @@ class Overlap:
         self._let_go_of_unheld()
         return {name for names in self._names(groups).values() for name in names} - self._moved
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether there is an optimizer whose steps can be held."""
+        return bool(self._held)
+
     def is_still_held(self) -> bool:
         """Whether every optimizer that was held when copies began can be."""
         return not any(map(_why_not_held, self._held.values()))

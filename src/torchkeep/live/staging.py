@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +120,24 @@ def _free_bytes_of_machine() -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Glimpse:
+    """What tensors are at a moment, as far as that is known without reading all of them.
+
+    Attributes:
+        versions: How often torch counted a change of each.
+        begins: The first bytes of some, spread over all: a change of the whole is seen in them.
+    """
+
+    versions: Sequence[int]
+    begins: Sequence[bytes]
+
+
+def glimpse(tensors: Iterable[torch.Tensor], some: Iterable[Bytes | memoryview]) -> Glimpse:
+    """What tensors are now; `some` of their bytes."""
+    return Glimpse(list(map(_version, tensors)), [each[:_GLIMPSE_BYTES].tobytes() for each in some])
+
+
+@dataclass(frozen=True, slots=True)
 class Copies:
     """What copies tensors into staging memory, again and again.
 
@@ -146,24 +164,17 @@ class Copies:
             self.on_gpus + other.on_gpus,
         )
 
-    def versions(self) -> list[int]:
-        """How often torch counted a change of each of the sources."""
-        return list(map(_version, self.sources))
+    def begin_late(self) -> LateCopies:
+        """Let another thread make these copies."""
+        work = work_so_far(source for _, source in self.on_gpus)
+        return LateCopies(self, glimpse(self.sources, [source for _, source in self._some()]), work)
 
-    def glimpse(self) -> list[bytes]:
-        """The first bytes of some of the sources, spread over all: a change of the whole is seen in them."""
-        return [source[:_GLIMPSE_BYTES].tobytes() for _, source in self._some()]
-
-    def shows(self, glimpse: Sequence[bytes]) -> bool:
-        """Whether what was copied is what there was a glimpse of."""
-        return [place[:_GLIMPSE_BYTES].tobytes() for place, _ in self._some()] == glimpse
+    def are_of(self, seen: Glimpse) -> bool:
+        """Whether what was copied, and has not changed since, is what there was a glimpse of."""
+        return glimpse(self.sources, [place for place, _ in self._some()]) == seen
 
     def _some(self) -> Sequence[tuple[Bytes, Bytes]]:
         return self.plain[:: max(1, len(self.plain) // _GLIMPSES)]
-
-    def work_so_far(self) -> Work:
-        """What this thread has asked of the GPUs that the sources are on, for copies that another thread makes."""
-        return work_so_far(source for _, source in self.on_gpus)
 
     def run(self, threads: int, after: Work | None = None, digested: Sequence[memoryview] = ()) -> list[str]:
         """Copy; autograd sees nothing.
@@ -176,7 +187,7 @@ class Copies:
         Returns:
             The digests of the latter.
         """
-        copy_from_gpus(self.on_gpus, self.work_so_far() if after is None else after)
+        copy_from_gpus(self.on_gpus, work_so_far(source for _, source in self.on_gpus) if after is None else after)
         with torch.no_grad():
             for place, source in self.shaped:
                 place.copy_(source)
@@ -187,6 +198,26 @@ class Copies:
         done = in_parallel(_copy_or_digest, items, threads_for(nbytes, threads))
         found = dict(zip(order, done, strict=False))
         return [str(found[index]) for index in range(len(digested))]
+
+
+@dataclass(frozen=True, slots=True)
+class LateCopies:
+    """Copies that another thread makes while steps are held.
+
+    Attributes:
+        copies: Which.
+        seen: What they are of, when they were asked for.
+        work: What GPUs had been asked for by then.
+    """
+
+    copies: Copies
+    seen: Glimpse
+    work: Work
+
+    def run(self, threads: int) -> bool:
+        """Make them: whether they hold what there was when they were asked for, as far as is known."""
+        self.copies.run(threads, self.work)
+        return self.copies.are_of(self.seen)
 
 
 def _copy_or_digest(item: tuple[Bytes, Bytes] | memoryview) -> str | None:

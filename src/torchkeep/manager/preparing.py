@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchkeep.folder.digests import chunk_digests, chunk_ranges
+from torchkeep.folder.digests import chunk_digests, chunk_ranges, digest_of
 from torchkeep.folder.draft import Draft, DraftTensor, Held
 from torchkeep.folder.linking import link_shard
-from torchkeep.folder.parallel import default_threads, in_parallel
+from torchkeep.folder.parallel import default_threads, in_parallel, threads_for
 from torchkeep.folder.partition import PlannedShard
 from torchkeep.folder.record import Record
 from torchkeep.folder.shards import file_order
@@ -24,7 +24,9 @@ from torchkeep.folder.write import Name, Saved, Staged, decide, link, write_now
 if TYPE_CHECKING:
     import torch
 
-    from torchkeep.live.staging import Copies, Region, StagingMemory
+    from torchkeep.live.staging import Copies, Glimpse, Region, StagingMemory
+
+_GLIMPSES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,12 @@ class Look:
     digest: str
     memory: memoryview | None
 
-    def memory_in(self, draft: Draft, *, is_where_it_was: bool) -> memoryview:
-        """The live bytes."""
-        if self.memory is not None and is_where_it_was:
+    def memory_in(self, draft: Draft, groups: Mapping[str, Mapping[str, DraftTensor]]) -> memoryview:
+        """The bytes in a draft; they are where they were in `groups` if its mapping is the same."""
+        tensors = draft.groups[self.name[0]]
+        if self.memory is not None and tensors is groups[self.name[0]]:
             return self.memory
-        return draft.groups[self.name[0]][self.name[1]].read()[self.first : self.last]
+        return tensors[self.name[1]].read()[self.first : self.last]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,8 @@ class Prepared:
         record: Its record.
         groups: What was saved then.
         looks: What is looked at in place.
+        frozen: The same, of shards in which nothing trains, which may come late.
+        frozen_sources: The tensors of the latter.
         places: Where what is copied goes.
         copies: By group, what copies it.
         late_copies: By group, what copies the rest of it, which may come late.
@@ -89,6 +94,8 @@ class Prepared:
     record: Record
     groups: Mapping[str, Mapping[str, DraftTensor]]
     looks: Sequence[Look]
+    frozen: Sequence[Look]
+    frozen_sources: Sequence[torch.Tensor]
     places: Mapping[Name, Place]
     copies: Mapping[str, Copies]
     late_copies: Mapping[str, Copies]
@@ -100,14 +107,15 @@ class Prepared:
             _alike(tensors, self.groups[group]) for group, tensors in draft.groups.items()
         )
 
-    def looked_at(self, draft: Draft) -> list[memoryview]:
-        """What is looked at in a draft."""
-        same = {group for group, tensors in draft.groups.items() if tensors is self.groups[group]}
-        return [each.memory_in(draft, is_where_it_was=each.name[0] in same) for each in self.looks]
+    def glimpse_of_frozen(self, draft: Draft) -> Glimpse | None:
+        """What the frozen tensors of a draft are now; None where they cannot be looked at late."""
+        from torchkeep.live.staging import glimpse
 
-    def changed_files(self, digests: Sequence[str]) -> set[str]:
-        """The parent's shards among those looked at in which something changed after all."""
-        return {each.file for each, digest in zip(self.looks, digests, strict=True) if digest != each.digest}
+        is_where_it_was = all(draft.groups[each.name[0]] is self.groups[each.name[0]] for each in self.frozen)
+        if not self.frozen or not is_where_it_was:
+            return None
+        step = max(1, len(self.frozen) // _GLIMPSES)
+        return glimpse(self.frozen_sources, [each.memory for each in self.frozen[::step] if each.memory is not None])
 
     def copies_for(self, draft: Draft) -> tuple[Copies, Copies]:
         """What copies the tensors of a draft at once, and what copies those that may come late."""
@@ -147,14 +155,18 @@ def prepare(
         memory: Where copies go; what was in it is lost.
         late_names: Tensors whose copies may come late.
     """
+    import torch
+
     from torchkeep.live.staging import copies_of
 
     memory.reset()
     looks: list[Look] = []
+    frozen: list[Look] = []
     places: dict[Name, Place] = {}
     for file, names in _names_by_file(saved.record).items():
         if changed.isdisjoint(names):
-            looks += [look for name in names for look in _looks(file, name, saved.record, groups)]
+            of_file = [look for name in names for look in _looks(file, name, saved.record, groups)]
+            (frozen if all(_is_frozen(groups[g][n]) for g, n in names) else looks).extend(of_file)
             continue
         nbytes = sum(saved.record.tensors[group][name].nbytes for group, name in names)
         region = memory.take(nbytes)
@@ -168,7 +180,26 @@ def prepare(
         draft = groups[group][name]
         pairs[(group, name) in late_names][group].append((draft, place.bytes_of(draft)))
     copies, late = ({group: copies_of(each) for group, each in pairs[is_late].items()} for is_late in (False, True))
-    return Prepared(saved.path, saved.record, groups, looks, places, copies, late, late_names & places.keys())
+    sources = [groups[group][name].source for group, name in dict.fromkeys(look.name for look in frozen)]
+    return Prepared(
+        parent=saved.path,
+        record=saved.record,
+        groups=groups,
+        looks=looks,
+        frozen=frozen,
+        frozen_sources=[each for each in sources if isinstance(each, torch.Tensor)],
+        places=places,
+        copies=copies,
+        late_copies=late,
+        late_names=late_names & places.keys(),
+    )
+
+
+def _is_frozen(draft: DraftTensor) -> bool:
+    """Whether a tensor may be looked at late: no training changes it, and it lies in memory as it is saved."""
+    import torch
+
+    return isinstance(draft.source, torch.Tensor) and draft.is_divisible and not draft.may_change
 
 
 def _names_by_file(record: Record) -> dict[str, list[Name]]:
@@ -188,44 +219,76 @@ def _looks(file: str, name: Name, record: Record, groups: Mapping[str, Mapping[s
 
 
 def stage_prepared(
-    prepared: Prepared, target: Path, draft: Draft, memory: StagingMemory, doubtful: Mapping[str, str], threads: int
+    prepared: Prepared,
+    target: Path,
+    draft: Draft,
+    memory: StagingMemory,
+    doubtful: Mapping[str, str],
+    threads: int,
+    *,
+    frozen_late: bool,
 ) -> Copied | None:
     """Do what was prepared: copy, look, link; None, with nothing left behind, where memory is short."""
-    staged = Staged(target, draft, prepared.record, threads)
-    with staged.undone_on_error():
-        return _stage_prepared(prepared, staged, memory, doubtful)
-
-
-def _stage_prepared(
-    prepared: Prepared, staged: Staged, memory: StagingMemory, doubtful: Mapping[str, str]
-) -> Copied | None:
     from torchkeep.live.staging import copies_of
 
-    draft, record = staged.draft, prepared.record
-    looked_at = dict.fromkeys(look.file for look in prepared.looks)
-    copies, late = prepared.copies_for(draft)
-    digests = copies.run(default_threads(), digested=prepared.looked_at(draft))
-    to_copy = prepared.changed_files(digests) | (looked_at.keys() & doubtful.keys())
-    if looked_at:  # else the folder is made in the background
-        staged.make_folder()
+    staged = Staged(target, draft, prepared.record, threads)
+    with staged.undone_on_error():
+        at_once, late = prepared.copies_for(draft)
+        nothing = copies_of([])
+        places, late_names, looks = prepared.places, prepared.late_names, prepared.frozen if frozen_late else ()
+        copied = Copied(staged, places, nothing, late, late_names, looks, frozenset(), prepared.parent)
+        at_once_looks = prepared.looks if frozen_late else [*prepared.looks, *prepared.frozen]
+        memories = [each.memory_in(draft, prepared.groups) for each in at_once_looks]
+        digests = at_once.run(default_threads(), digested=memories)
+        return _link_unchanged(copied, at_once_looks, digests, memory, doubtful)
+
+
+def look_late(copied: Copied, memory: StagingMemory) -> Copied | None:
+    """Look at what was left for later, and link it; None where it is not what the parent holds, or memory is short."""
+    draft, looks = copied.staged.draft, copied.late_looks
+    memories = [each.memory_in(draft, draft.groups) for each in looks]
+    digests = in_parallel(digest_of, memories, threads_for(sum(map(len, memories)), default_threads()))
+    linked = _link_unchanged(copied, looks, digests, memory, {})
+    if linked is None:
+        return None
+    linked.copies.run(default_threads())
+    again = [(each, linked.places[each.name]) for each in looks if each.name in linked.places]  # not linked, or changed
+    is_same = all(digest_of(place.memory_of(each.last)[each.first :]) == each.digest for each, place in again)
+    return linked if is_same else None
+
+
+def _link_unchanged(
+    copied: Copied, looks: Sequence[Look], digests: Sequence[str], memory: StagingMemory, doubtful: Mapping[str, str]
+) -> Copied | None:
+    """Link the shards in which every look gave the digest that was, and say how to copy the others looked at."""
+    from torchkeep.live.staging import copies_of
+
+    staged, record = copied.staged, copied.staged.parent
+    if not looks or record is None or copied.parent is None or copied.linked is None:
+        return copied
+    staged.make_folder()
+    to_copy = {each.file for each, digest in zip(looks, digests, strict=True) if digest != each.digest}
+    to_copy |= {each.file for each in looks} & doubtful.keys()
     linked: set[str] = set()
-    for file in looked_at:
+    for file in dict.fromkeys(each.file for each in looks):
         if file not in to_copy:
-            why = link_shard(prepared.parent / file, staged.staging.path / file, record, file, read_again=False)
-            linked |= {file} if why is None else set()
-            to_copy |= set() if why is None else {file}
-    places = dict(prepared.places)
-    copies = copies_of([])
+            why = link_shard(copied.parent / file, staged.staging.path / file, record, file, read_again=False)
+            (linked if why is None else to_copy).add(file)
+    places: dict[Name, Place] = {}
     names = _names_by_file(record) if to_copy else {}
     for file in to_copy:
         region = memory.take(sum(record.tensors[g][n].nbytes for g, n in names[file]))
         if region is None:
             staged.discard()
             return None
-        more = {(g, n): Place(region, record.tensors[g][n].begin) for g, n in names[file]}
-        copies += copies_of([(draft.groups[g][n], p.bytes_of(draft.groups[g][n])) for (g, n), p in more.items()])
-        places |= more
-    return Copied(staged, places, copies, late, prepared.late_names, frozenset(linked), prepared.parent)
+        places |= {(g, n): Place(region, record.tensors[g][n].begin) for g, n in names[file]}
+    drafts = [(staged.draft.groups[g][n], place) for (g, n), place in places.items()]
+    return replace(
+        copied,
+        places={**copied.places, **places},
+        copies=copies_of([(draft, place.bytes_of(draft)) for draft, place in drafts]),
+        linked=copied.linked | linked,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +301,7 @@ class Copied:
         copies: What copies them there, as far as it is not done.
         late_copies: What copies the rest of them, which may come late.
         late_names: Those.
+        late_looks: What is still to be looked at.
         linked: Links that are made, where shards are still to be decided; None when they are decided.
         parent: The checkpoint to link to, if there is one.
     """
@@ -247,6 +311,7 @@ class Copied:
     copies: Copies
     late_copies: Copies
     late_names: AbstractSet[Name]
+    late_looks: Sequence[Look]
     linked: frozenset[str] | None
     parent: Path | None
 
@@ -301,4 +366,4 @@ def stage_anew(staged: Staged, parent: Path | None, memory: StagingMemory) -> Co
             count = sum(len(shards) for shards in over.values())
             staged.notes.append(f"{count} shards were written while the caller waited: staging_bytes allows no more")
             write_now(staged, over)
-    return Copied(staged, places, copies, copies_of([]), frozenset(), None, parent)
+    return Copied(staged, places, copies, copies_of([]), frozenset(), (), None, parent)

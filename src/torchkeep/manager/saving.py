@@ -19,16 +19,15 @@ from torchkeep.folder.recovery import recover
 from torchkeep.folder.runs import step_name
 from torchkeep.folder.thinning import thin
 from torchkeep.folder.write import Name, Saved, Staged, finish, not_saved, stage
-from torchkeep.manager.preparing import Copied, Prepared, prepare, stage_anew, stage_prepared
+from torchkeep.manager.preparing import Copied, Prepared, look_late, prepare, stage_anew, stage_prepared
 from torchkeep.manager.ranks import Ranks
 from torchkeep.policies import KeepAll, RetentionPolicy, Staging
 from torchkeep.tensors import TensorSpec
 from torchkeep.verbs.background import SaveHandle, SavingThread
 
 if TYPE_CHECKING:
-    from torchkeep.live.gpus import Work
     from torchkeep.live.overlap import Overlap
-    from torchkeep.live.staging import StagingMemory
+    from torchkeep.live.staging import Glimpse, LateCopies, StagingMemory
 
 Watched: TypeAlias = Mapping[str, Mapping[str, bool]]
 _MOST_NAMED = 100
@@ -92,9 +91,9 @@ class Saver:
         self._in_flight: SaveHandle | None = None
         self._thread = SavingThread()
         self._has_leftovers = False
-        self._versions: list[int] = []  # of what is copied late
-        self._glimpse: list[bytes] = []  # of the same
-        self._work_so_far: Work = {}  # on the GPUs that the same is on
+        self._late_copies: LateCopies | None = None
+        self._frozen: Glimpse | None = None  # of what is frozen, at the last save
+        self._trusts_frozen = True
         self._nonfinite: dict[str, str] = {}  # in what was written while the caller waited
 
     @property
@@ -145,7 +144,7 @@ class Saver:
         copied = self.ranks.together(lambda: self._stage(draft, target, watched), only_first=True)
         handle = None
         try:
-            if self._overlap is not None and self._versions:
+            if self._overlap is not None and copied is not None and (self._late_copies or copied.late_looks):
                 self._overlap.begin()
             self._in_flight = handle = self._handle_of(step, draft, copied, watched)
             handle.waited_seconds, handle.stall_seconds = call.waited_seconds, call.seconds
@@ -191,40 +190,43 @@ class Saver:
 
     def _copy_late(self, copied: Copied, draft: Draft) -> None:
         """Leave for later what steps may be held for, or copy it now where that is not known to be safe."""
-        self._versions = []
+        self._late_copies = None
         if self._overlap is None:
             return
         if copied.late_copies.sources and self._overlap.are_known_to_stay(copied.late_names):
-            self._versions = copied.late_copies.versions()
-            self._glimpse = copied.late_copies.glimpse()
-            self._work_so_far = copied.late_copies.work_so_far()
+            self._late_copies = copied.late_copies.begin_late()
             return
         copied.late_copies.run(default_threads())
         places = {name: place.bytes_of(draft.groups[name[0]][name[1]]) for name, place in copied.places.items()}
         self._overlap.compare_later(draft.groups, places)
 
-    def _end_late_copies(self, copied: Copied) -> None:
-        """Make the copies that steps wait for.
+    def _end_late(self, copied: Copied) -> Copied:
+        """Do what steps wait for: copy and look.
 
         Raises:
-            CheckpointError: Something else than a step changed what was being copied.
+            CheckpointError: Something else than a step changed what was being copied, or what is frozen.
         """
-        if self._overlap is None or not self._versions:
-            return
+        late, memory = self._late_copies, self._memory
+        if self._overlap is None or memory is None or not (late or copied.late_looks):
+            return copied
         try:
-            copied.late_copies.run(default_threads(), self._work_so_far)
-            versions = copied.late_copies.versions()
+            is_copied = late is None or (late.run(default_threads()) and self._overlap.is_still_held())
+            looked = look_late(copied, memory) if copied.late_looks else copied
         finally:
             self._overlap.end()
-        is_it = copied.late_copies.shows(self._glimpse) and self._overlap.is_still_held()
-        if versions != self._versions or not is_it:
+        if is_copied and looked is not None:
+            return looked
+        if not is_copied:
             self._overlap.distrust(set(copied.late_names))
-            raise CheckpointError(
-                "parameters or optimizer state changed while they were copied beside the training, and not by a step; "
-                "this save is dropped",
-                where=copied.staged.target,
-                remedy="from now on they are copied at once; or change them only before save() or in optimizer.step()",
-            )
+        self._trusts_frozen = self._trusts_frozen and looked is not None
+        what = "frozen parameters" if is_copied else "parameters or optimizer state"
+        raise CheckpointError(
+            f"{what} changed while they were {'looked at' if is_copied else 'copied'} beside the training, and not by "
+            "a step; this save is dropped",
+            where=copied.staged.target,
+            remedy=f"from now on they are {'looked at' if is_copied else 'copied'} at once; or change them only before "
+            "save() or in optimizer.step()",
+        )
 
     def _copied(self, draft: Draft, target: Path) -> Copied:
         from torchkeep.live.staging import StagingMemory, default_budget_bytes
@@ -233,13 +235,30 @@ class Saver:
             budget = default_budget_bytes() if self._staging_bytes is None else self._staging_bytes
             self._memory = StagingMemory(budget)
         prepared, self._prepared = self._prepared, None
+        before, self._frozen = self._frozen, None
         if prepared is not None and prepared.fits(draft):
-            copied = stage_prepared(prepared, target, draft, self._memory, self._doubtful, self._threads)
+            frozen = None if self._overlap is None else prepared.glimpse_of_frozen(draft)
+            copied = stage_prepared(
+                prepared,
+                target,
+                draft,
+                self._memory,
+                self._doubtful,
+                self._threads,
+                frozen_late=frozen is not None and frozen == before and self._may_look_late(prepared),
+            )
             if copied is not None:
+                self._frozen = frozen
                 return copied
         parent, record = self._parent or (None, None)
         staged = stage(target, draft, parent, record, self._threads, self._doubtful)
         return stage_anew(staged, parent, self._memory)
+
+    def _may_look_late(self, prepared: Prepared) -> bool:
+        """Whether steps can be held while what is frozen is looked at: not where one of them is to compare copies."""
+        if self._overlap is None or not self._overlap.is_holding or self._doubtful or not self._trusts_frozen:
+            return False
+        return not prepared.late_names or self._overlap.are_known_to_stay(prepared.late_names)
 
     def _announce(self, copied: Copied, watched: Watched) -> Saved:
         """Finish a save, and tell the other ranks how it went."""
@@ -266,7 +285,7 @@ class Saver:
 
     def _finish(self, copied: Copied, watched: Watched) -> Saved:
         with copied.staged.undone_on_error():
-            self._end_late_copies(copied)
+            copied = self._end_late(copied)
             copied.settle(self._doubtful)
             self._look_for_nonfinite(copied.staged, watched)
         saved = finish(copied.staged, self.before_commit)

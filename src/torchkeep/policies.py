@@ -123,8 +123,9 @@ class Staging(enum.Enum):
     """When a manager's save copies what changed.
 
     `AT_ONCE`: before `save` returns. `OVERLAPPED`: parameters and state of the optimizers in the state are copied
-    during the next forward and backward, and ``optimizer.step`` waits for the rest; everything else at once. They must
-    change by a step only: what moved before it after the first save is copied at once from then on, as a note says.
+    during the next forward and backward, and what is frozen is compared then; ``optimizer.step`` waits for the rest;
+    everything else at once. They must change by a step only: what moved before it after the first save is copied at
+    once from then on, as a note says.
     """
 
     AT_ONCE = "at once"

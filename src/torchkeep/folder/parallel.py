@@ -53,7 +53,7 @@ def writing_threads() -> int:
 def threads_for(nbytes: int, most: int) -> int:
     """The threads that are worth their start for one pass over so much memory, at least 1 and at most `most`.
 
-    One processor takes 64 MiB in the time of ten starts; several that share one way to memory are no faster together.
+    One processor takes 32 MiB in the time of a few starts; where several share one way to memory they gain little.
     """
     return max(1, min(most, nbytes // _WORTH_A_THREAD_BYTES))
 

@@ -17,6 +17,7 @@ import torchkeep as tk
 from torchkeep.errors import CheckpointError
 from torchkeep.folder import shard_files
 from torchkeep.live.staging import Copies, StagingMemory, copies_of
+from torchkeep.manager import saving
 
 MIB = 2**20
 
@@ -244,6 +245,30 @@ def test_a_fork_while_a_save_is_under_way_changes_nothing(tmp_path):
             handle.wait()
             assert torch.equal(tk.load(handle.wait())["w"], expected)
             state["w"].copy_(expected)
+
+
+def test_a_forked_process_does_not_wait_for_a_save_that_goes_on_in_another(tmp_path, monkeypatch):
+    import multiprocessing
+
+    fork, may_finish, finish = multiprocessing.get_context("fork"), threading.Event(), saving.finish
+    monkeypatch.setattr(saving, "finish", lambda *arguments: may_finish.wait(100) and finish(*arguments))
+    state, told = {"w": torch.rand(64)}, fork.SimpleQueue()
+
+    def save():
+        try:
+            manager.save(1)
+        except CheckpointError as error:
+            told.put(str(error))
+
+    with tk.CheckpointManager(tmp_path, state) as manager:
+        handle = manager.save(0)
+        child = fork.Process(target=save, daemon=True)
+        child.start()
+        child.join(20)
+        may_finish.set()
+        assert not told.empty()
+        assert "the save of step 0 goes on in the process that this one was forked from" in told.get()
+        assert handle.wait()
 
 
 SAVE_AND_END = """

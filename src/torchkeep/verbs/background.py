@@ -83,6 +83,7 @@ class SaveHandle:
         self._saved: Saved | None = None
         self._error: BaseException | None = None
         self._work, self._afterwards = work, afterwards
+        self._process = os.getpid()
         # An interrupted join() takes a running thread for ended (CPython before 3.13); a latch does not.
         self._staged, self._ended, self._rested = staged, Latch(), Latch()
         self._is_taken = threading.Lock()  # by the thread that does the work, or by who gave it up before
@@ -137,6 +138,11 @@ class SaveHandle:
 
     def result(self) -> Saved:
         """Wait like `wait`; what was written and linked."""
+        if os.getpid() != self._process and not self.done:
+            raise CheckpointError(
+                f"the save of step {self.step} goes on in the process that this one was forked from",
+                remedy="wait for it there, before the fork or after; a forked process needs a run folder of its own",
+            )
         self._ended.wait()
         self.is_reported = True
         if self._error is not None:

@@ -36,6 +36,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.held = state(0)
         self.manager = tk.CheckpointManager(folder, self.held, retain=tk.KeepLast(1), io_threads=1)
+        self.handle = None
 
     def save(self, version: int) -> None:
         """Resume if that did not happen yet, and save a version as the step of its number."""
@@ -43,7 +44,9 @@ class Run:
             self.manager.resume()
         for name, values in state(version).items():
             self.held[name].update(values)
-        self.manager.save(version).wait()
+        self.handle = None
+        self.handle = self.manager.save(version)
+        self.handle.wait()
 
 
 def save_step(folder: Path, version: int) -> None:

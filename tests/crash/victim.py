@@ -108,9 +108,8 @@ def save_and_go_on(path: Path, version: int, gate: Gate) -> None:
     except tk.errors.CheckpointError as error:
         outcome = REFUSED
         is_there = "in place" in str(error)
-    for thread in threading.enumerate():
-        if thread.name.startswith("torchkeep-save"):
-            thread.join()  # what it does behind the commit is watched too
+    if run is not None and run.handle is not None:
+        run.handle.rest()  # what is done behind the commit is watched too
     gate.leave()
     if outcome == REFUSED:
         assert version_of(path) == (version if is_there else before)

@@ -68,7 +68,7 @@ def test_a_wait_that_is_interrupted_anywhere_leaves_nothing_locked(interrupted_a
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "most", "threads"), [(0, 8, 1), (100 * 2**20, 8, 1), (128 * 2**20, 8, 2), (2**40, 8, 8), (2**40, 1, 1)]
+    ("nbytes", "most", "threads"), [(0, 8, 1), (63 * 2**20, 8, 1), (64 * 2**20, 8, 2), (2**40, 8, 8), (2**40, 1, 1)]
 )
 def test_threads_are_started_where_there_is_memory_enough_for_each(nbytes, most, threads):
     assert threads_for(nbytes, most) == threads

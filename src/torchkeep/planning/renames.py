@@ -100,7 +100,7 @@ def _beginning_candidates(old: list[str], new: list[str]) -> Iterator[_Candidate
     for kept, looseness in ((shared, 0), (shared - 1, 2)):
         if kept > 0:
             gone, put = old[: len(old) - kept], new[: len(new) - kept]
-            pattern = "^" + "".join(rf"{re.escape(segment)}\." for segment in gone)
+            pattern = "^" + "".join(rf"{_escape(segment)}\." for segment in gone)
             yield _Candidate(looseness, pattern, _template(put) + "." if put else "")
 
 
@@ -129,11 +129,11 @@ def _bounded(old: list[str], new: list[str], span: tuple[int, int], new_span: tu
     gone, put = ".".join(old[i1:i2]), _template(new[j1:j2])
     at_start, at_end = i1 == 0, i2 == len(old)
     if put:
-        pattern = ("^" if at_start else r"\.") + re.escape(gone) + ("$" if at_end else r"\.")
+        pattern = ("^" if at_start else r"\.") + _escape(gone) + ("$" if at_end else r"\.")
         return _Candidate(0 if at_start else 1, pattern, ("" if at_start else ".") + put + ("" if at_end else "."))
     if at_start:
-        return _Candidate(0, f"^{re.escape(gone)}" + ("$" if at_end else r"\."), "")
-    return _Candidate(1, rf"\.{re.escape(gone)}" + ("$" if at_end else r"\."), "" if at_end else ".")
+        return _Candidate(0, f"^{_escape(gone)}" + ("$" if at_end else r"\."), "")
+    return _Candidate(1, rf"\.{_escape(gone)}" + ("$" if at_end else r"\."), "" if at_end else ".")
 
 
 def _anchored(old: list[str], new: list[str], kept: Mapping[int, int], *, at_end: bool) -> _Candidate:
@@ -146,21 +146,27 @@ def _anchored(old: list[str], new: list[str], kept: Mapping[int, int], *, at_end
             pattern.append(r"(\d+)")
             put[target] = rf"\g<{groups}>"
         else:
-            pattern.append(re.escape(segment))
+            pattern.append(_escape(segment))
     end, new_end = ("$", "") if at_end else (r"\.", ".")
     return _Candidate(2, "^" + r"\.".join(pattern) + end, ".".join(put) + new_end)
 
 
 def _token_candidates(name: str, target: str) -> Iterator[_Candidate]:
-    """Renames inside segments, as ``layer`` to ``block`` in ``layer1``."""
+    """Renames inside segments, as ``layer`` to ``block`` in ``layer1``, or of what stands between their words."""
     old, new = _TOKEN.findall(name), _TOKEN.findall(target)
     for tag, i1, i2, j1, j2 in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         gone, put = "".join(old[i1:i2]), _template(["".join(new[j1:j2])])
-        if tag != "equal" and any(letter.isalpha() for letter in gone):
+        is_separator = len(gone) == 1 and gone != "." and not put.isalnum()
+        if tag != "equal" and (is_separator or any(letter.isalpha() for letter in gone)):
             if i1 == 0:
-                yield _Candidate(3, f"^{re.escape(gone)}", put)
-            yield _Candidate(4, re.escape(gone), put)
+                yield _Candidate(3, f"^{_escape(gone)}", put)
+            yield _Candidate(4, _escape(gone), put)
 
 
 def _template(segments: list[str]) -> str:
     return ".".join(segments).replace("\\", r"\\")
+
+
+def _escape(text: str) -> str:
+    """`re.escape`, but for spaces, which mean themselves."""
+    return re.escape(text).replace(r"\ ", " ")

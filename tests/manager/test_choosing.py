@@ -122,6 +122,15 @@ def test_a_branch_takes_some_of_the_state_and_rules(tmp_path, source):
         assert not other.optimizer.state
 
 
+def test_a_resume_that_does_not_fit_says_the_rules_that_it_takes_itself(source):
+    run, _ = source
+    with (
+        tk.CheckpointManager(run, Training(1, classes=7).state) as manager,
+        pytest.raises(PlanError, match=r'\n  hint: rules=\[Skip\("1"\)\]$'),
+    ):
+        manager.resume()
+
+
 def test_a_warm_start_begins_at_step_0_with_what_the_plan_loads(tmp_path, source):
     run, end = source
     for first, last in ((0, 3), (3, 5)):

@@ -5,7 +5,7 @@ import pytest
 from torchkeep.errors import PlanError
 from torchkeep.planning import Pair, make_plan
 from torchkeep.planning.subtrees import fold
-from torchkeep.rules import Rename, Skip
+from torchkeep.rules import Only, Rename, Skip
 from torchkeep.tensors import TensorSpec
 
 
@@ -115,6 +115,33 @@ def test_a_checkpoint_of_something_else_is_asked_about_and_not_skipped_away():
     assert error_text(plan).endswith(
         "hint: nothing in it fits: is this the checkpoint, and the entry of it, that was meant?"
     )
+
+
+def test_a_checkpoint_of_which_hardly_anything_fits_is_asked_about_too():
+    old = {"head.bias": spec(2), "stem.weight": spec(50, 9)}
+    new = {"head.bias": spec(2), "body.weight": spec(9, 40)}
+    plan = make_plan({"": Pair(old, new, "module", "Net")}, [], source="ckpt")
+    assert error_text(plan).endswith(
+        "hint: 0.5 % of it fits: is this the checkpoint, and the entry of it, that was meant?"
+    )
+
+
+@pytest.mark.parametrize("loosely", [{"strict": True}, {"strict": False}])
+def test_rules_that_leave_everything_alone_are_refused_and_said(loosely):
+    side = {f"{part}.w": spec(2) for part in "abcd"}
+    plan = make_plan({"": Pair(side, side, "module", "Net")}, [Only("typo"), Skip("b")], source="ckpt")
+    with pytest.raises(PlanError) as caught:
+        plan.check(**loosely)
+    assert str(caught.value).splitlines() == [
+        "cannot load ckpt into Net: nothing would be loaded, the rules leave everything alone",
+        '  Only("typo") matched nothing',
+        "  hint: skip less; the model's names are a.w, b.w, c.w, ...",
+    ]
+    plan.check(strict=False, min_coverage=0)
+
+
+def test_what_has_nothing_to_load_into_is_no_fault():
+    make_plan({"": Pair({}, {}, "module", "Net")}, [], source="ckpt").check(strict=True)
 
 
 def test_a_long_list_of_differences_stays_short():

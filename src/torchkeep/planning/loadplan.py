@@ -125,13 +125,15 @@ class LoadPlan:
             raise report.too_little(self, f"{report.percent(self.coverage)} of the model's elements", coverage)
         return self
 
-    def check(self, *, strict: bool, min_coverage: float = 0.5) -> None:
+    def check(self, *, strict: bool, min_coverage: float = 0.5, call: str = report.LOAD_CALL) -> None:
         """Return if a load may go ahead.
 
         Args:
             strict: Refuse every difference. Else refuse a dtype that would narrow, and a pair in which less than
                 `min_coverage` of the model and of the checkpoint's entry, by elements not skipped, is matched.
+                Either way refuse where rules leave everything alone, but for ``min_coverage=0`` without `strict`.
             min_coverage: From 0 to 1.
+            call: What a hint's rules are shown in; "" where several calls take them.
 
         Raises:
             ValueError: `min_coverage` is not between 0 and 1.
@@ -142,7 +144,9 @@ class LoadPlan:
         if strict and self.mismatches:
             raise report.does_not_go_together(self)
         if any(row.differs and (strict or row.status is Status.DTYPE_DIFFERS) for row in self.rows):
-            raise report.does_not_fit(self, strict=strict)
+            raise report.does_not_fit(self, strict=strict, call=call)
+        if (strict or min_coverage) and self._leaves_all_alone():
+            raise report.reaches_nothing(self)
         if strict:
             return
         for entry, pair in self.pairs.items():
@@ -217,6 +221,11 @@ class LoadPlan:
     @property
     def _has_several_models(self) -> bool:
         return sum(pair.counts for pair in self.pairs.values()) > 1
+
+    def _leaves_all_alone(self) -> bool:
+        arriving = (match_extra_state(entry, pair, self.rules).arriving for entry, pair in self.pairs.items())
+        skipped = all(row.status is Status.SKIPPED for row in self.rows)
+        return bool(self.model_count and self.rules) and skipped and not any(arriving)
 
     def _refuse_collisions(self) -> None:
         if self.collisions:

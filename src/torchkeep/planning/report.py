@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from torchkeep.errors import PlanError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 MAX_ERROR_LINES = 20
 MAX_SECTION_LINES = 12
 LONGEST_REASON = 40
+LOAD_CALL = "load(..., "
+LEAST_SHARE_MEANT = 0.02
+NAMES_IN_HINT = 3
 MAX_HINT_WIDTH = 100
 MAX_HINT_CHARACTERS = 1_500
 
@@ -84,13 +88,24 @@ def idle_texts(plan: LoadPlan) -> Iterator[str]:
         yield f"{rule!r} did nothing: {why}" if why else f"{rule!r} matched nothing"
 
 
-def does_not_fit(plan: LoadPlan, *, strict: bool) -> PlanError:
+def does_not_fit(plan: LoadPlan, *, strict: bool, call: str) -> PlanError:
     """The error that names every difference; not strict, only those that no choice but a `Cast` accepts."""
     statuses = DIFFERENCES if strict else (Status.DTYPE_DIFFERS,)
     cells = [line for status in statuses for line in _section(plan, status, _error_cells)]
     count = sum(row.status in statuses for row in plan.rows)
     total = sum(row.status is not Status.SKIPPED for row in plan.rows)
-    return _refusal(plan, f"{count:,} of {total:,} tensors do not fit", _aligned(_at_most(cells, MAX_ERROR_LINES)))
+    what = f"{count:,} of {total:,} tensors do not fit"
+    return _refusal(plan, what, _aligned(_at_most(cells, MAX_ERROR_LINES)), call)
+
+
+def reaches_nothing(plan: LoadPlan) -> PlanError:
+    """The error that a load would leave everything as it is, since rules leave everything alone."""
+    firsts = [row.name for row in plan.rows if row.model is not None][:NAMES_IN_HINT]
+    return PlanError(
+        f"cannot load {plan.source} into {_targets(plan)}: nothing would be loaded, the rules leave everything alone",
+        faults=list(idle_texts(plan)),
+        remedy=f"skip less; the model's names are {', '.join(firsts)}, ...",
+    )
 
 
 def too_little(plan: LoadPlan, found: str, required: float) -> PlanError:
@@ -126,28 +141,41 @@ def percent(share: float) -> str:
     return "100 %" if share >= 1 else f"{int(share * 1000 + 1e-9) / 10:.1f} %"
 
 
-def _refusal(plan: LoadPlan, what: str, lines: Iterable[str]) -> PlanError:
+def _refusal(plan: LoadPlan, what: str, lines: Iterable[str], call: str = LOAD_CALL) -> PlanError:
     return PlanError(
         f"cannot load {plan.source} into {_targets(plan)}: {what}",
         faults=[*(line.removeprefix("  ") for line in lines), *idle_texts(plan)],
-        remedy=_hint(plan),
+        remedy=_hint(plan, call),
     )
 
 
-def _hint(plan: LoadPlan) -> str:
+def _hint(plan: LoadPlan, call: str) -> str:
     rules = plan.suggest()
     if any(row.refusal for row in plan.rows) or any(isinstance(rule, (Fuse, Split)) for rule in plan.idle_rules):
         return "mend the rules that could not act, or leave them out"
-    if plan.model_count and not plan.with_rules(*rules).matched_count:
-        return "nothing in it fits: is this the checkpoint, and the entry of it, that was meant?"
+    if plan.model_count and (fits := _share_that_fits(plan.with_rules(*rules))) < LEAST_SHARE_MEANT:
+        found = f"{percent(fits)} of it" if fits else "nothing in it"
+        return f"{found} fits: is this the checkpoint, and the entry of it, that was meant?"
     if not rules:
         return "skip less, or ask for less coverage"
-    line = f"load(..., rules=[{', '.join(map(repr, rules))}])"
+    close = ")" if call else ""
+    line = f"{call}rules=[{', '.join(map(repr, rules))}]{close}"
     if len(line) <= MAX_HINT_WIDTH:
         return line
     if len(line) > MAX_HINT_CHARACTERS:
         return f"print(plan.suggest()) gives {len(rules)} rules that would make it fit"
-    return "\n".join(["load(..., rules=[", *(f"      {rule!r}," for rule in rules), "  ])"])
+    return "\n".join([f"{call}rules=[", *(f"      {rule!r}," for rule in rules), f"  ]{close}"])
+
+
+def _share_that_fits(plan: LoadPlan) -> float:
+    """The share, by elements, of the models or of what is offered to them, whichever is larger, that is matched."""
+    rows = [row for row in plan.rows if plan.pairs[row.entry].counts]
+    matched = [row for row in rows if row.status is Status.MATCHED]
+    shares = []
+    for side in (attrgetter("model"), attrgetter("checkpoint")):
+        total, found = (sum(spec.numel for row in some if (spec := side(row)) is not None) for some in (rows, matched))
+        shares.append(found / total if total else float(bool(matched)))
+    return max(shares)
 
 
 def _targets(plan: LoadPlan) -> str:

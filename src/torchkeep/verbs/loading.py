@@ -337,6 +337,6 @@ def resume_into(source: Source, into: object, rules: Sequence[Rule], builder: Bu
     targets = make_targets(source, into)
     pairs = {target.entry: pair for target in targets if (pair := target.pair()) is not None}
     decided = make_plan(pairs, rules, source=_shown(source.path))
-    decided.check(strict=True)
+    decided.check(strict=True, call="")
     check_casts(decided, targets, builder, threads)
     return Loaded(decided, place(decided, targets, builder, threads), {}, builder)

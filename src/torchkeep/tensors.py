@@ -122,7 +122,8 @@ class Described:
     transient: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
-        return f"<{self.class_path}, not built>"
+        is_module = isinstance(self.state, Mapping) and "_modules" in self.state
+        return f"<{self.class_path}, not built{': torchkeep.load_whole can' if is_module else ''}>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -446,7 +446,7 @@ def test_progress_is_told_in_bytes_to_the_end(tmp_path):
             "b.safetensors",
             {},
             PlanError,
-            r"(?s)a.pt: 2 entries could be.*entry=.model.; on the command line --entry model",
+            r"(?s)a.pt: 2 entries could be.*entry=.G.; on the command line --entry G",
         ),
         ([torch.ones(2)], "b", {"to": "dcp"}, FormatError, "holds a mapping of names"),
     ],

@@ -165,6 +165,8 @@ def _entries(checkpoint: Checkpoint, width: int) -> list[str]:
         known = f"{'certain' if entry.is_certain else 'inferred'}: {entry.why}"
         kinds.setdefault((entry.part.value, known), []).append(entry.name)
     rows = [[part, ", ".join(names), known] for (part, known), names in kinds.items()]
+    if not rows:
+        return []
     columns = (
         Column("part", "left"),
         Column("entries", "left", folds=True, least=20),

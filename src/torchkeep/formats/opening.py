@@ -14,6 +14,7 @@ from torchkeep.tensors import Source
 
 _SNIFFED_BYTES = 512
 _TAR_MAGIC_AT = 257
+_SMALLEST_ZIP_BYTES = 22
 _TEXT_MAGIC = b"L119547037146038801333356L\n."
 _UNPACK = "unpack it and name the checkpoint inside"
 # What other files begin with: (bytes, what it is, what to do).
@@ -28,6 +29,7 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89HDF", "an HDF5 file, as Keras writes it", "load it with h5py and save its arrays with torch"),
     (b"GGUF", "a GGUF file", "convert it back to safetensors first"),
     (b"\x93NUMPY", "a numpy array", "load it with numpy.load"),
+    (b"\x04\x22\x4d\x18", "lz4-compressed data", _UNPACK),
     (b"\x7fELF", "a program", "name a checkpoint"),
     (b"version https://git-lfs", "a pointer of Git LFS in place of the file", "run `git lfs pull`"),
     (b"<!DOCTYPE", "an HTML page, perhaps an error page saved by a download", "download the file again"),
@@ -101,6 +103,8 @@ def _source_of(file: RegularFile, head: bytes, name: str = "") -> Source:
     # A header's length may begin with the byte that pickles begin with; what follows tells them apart.
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= file.size - 8:
         return SafetensorsFile(file)
+    if head[4:9] == b"\0\0\0\0{":  # cut short: no pickle has these there
+        return SafetensorsFile(file)
     if head.startswith((b"\x80", _TEXT_MAGIC)) and begins_as_legacy(file):
         return TorchLegacy(file, name)
     if _begins_as_safetensors(head, file.size):
@@ -122,6 +126,8 @@ def _describe(head: bytes) -> tuple[str, str]:
             "a tar archive, perhaps of torch before 0.1.10",
             "unpack it; a torch tar must be loaded by the torch that wrote it, where you trust it, and saved anew",
         )
+    if len(head) < _SMALLEST_ZIP_BYTES and head.startswith(b"PK"):
+        return "the first bytes of a zip archive", "it was cut short: copy or download it again"
     for magic, what, remedy in _OTHERS:
         if head[: len(magic)].lower() == magic.lower():
             return what, remedy
@@ -132,6 +138,9 @@ def _describe(head: bytes) -> tuple[str, str]:
         )
     if not head.strip(b"\0"):
         return "it begins with zero bytes only, as after an interrupted download", "download it again"
+    # A protobuf that begins with a small version and the name of what wrote it.
+    if head[:1] == b"\x08" and head[1:2] < b"\x20" and head[2:3] in b"\x12\x3a":
+        return "perhaps an ONNX graph", "ask the tool that exported it for the weights as safetensors"
     if head.lstrip().startswith((b"{", b"[")):
         return "a JSON text", "name the checkpoint that it belongs to"
     return f"it begins with {head[:8]!r}", "name a file of torch.save or safetensors"

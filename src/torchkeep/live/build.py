@@ -216,6 +216,11 @@ def _reach(tensor: torch.Tensor) -> int:
 
 
 def _usable(device: torch.device | str) -> torch.device:
+    if not isinstance(device, (str, int, torch.device)):
+        raise TypeError(
+            f'map_location is one device, as "cpu" or "cuda:0", not a {type(device).__name__}: what device a tensor '
+            "was saved from plays no part"
+        )
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

@@ -41,6 +41,10 @@ class Trust:
     def __init__(self, trust: Iterable[object] = (), class_map: Mapping[str, object] | None = None) -> None:
         if isinstance(trust, (str, type, types.ModuleType)) or callable(trust):
             trust = [trust]
+        if not isinstance(trust, Iterable):
+            raise TypeError(
+                f"trust is a list of classes and dotted names, not {trust!r}: name what the file may import"
+            )
         self._objects: dict[str, object] = {path_of(each): each for each in _FREE_CLASSES}
         self._packages: list[str] = []
         self._moved: dict[str, str] = {}

@@ -90,6 +90,7 @@ def average(  # noqa: PLR0913 - each is a choice of its own
 
     Raises:
         PlanError: Names or shapes of the checkpoints differ; every difference is named. Or weights cannot be told.
+        TypeError: `checkpoints` is one path.
         ValueError: There is no checkpoint, both or wrong `weights` and `ema_decay`.
         ConflictError: Something is at the target.
         NotFoundError, FormatError, CorruptError, UnsafeError, LimitError: As for `open`. Nothing is left at the target.
@@ -103,6 +104,8 @@ def average(  # noqa: PLR0913 - each is a choice of its own
         >>> made.weights, tk.load(f"{folder}/soup")["w"]
         ((0.75, 0.25), tensor([0.2500, 0.2500]))
     """
+    if isinstance(checkpoints, (str, os.PathLike)):
+        raise TypeError(f"average takes a list of checkpoints, as [{os.fspath(checkpoints)!r}, ...], not one path")
     where = Path(target).expanduser()
     kind = target_of(where, to)
     refuse_taken(where)

@@ -53,7 +53,10 @@ def weights_in(source: Source, entry: str | None) -> tuple[str, dict[str, Tensor
     except (NotFoundError, PlanError) as error:
         tensors = tensors_of(node)
         if entry is None or not tensors:
-            remedy = 'name the one that is meant: entry="model"; on the command line --entry model'
+            example = error.faults[0].split()[0] if isinstance(error, PlanError) else ""
+            remedy = f'name the one that is meant: entry="{example}"; on the command line --entry {example}'
+            if not example:
+                remedy = "torchkeep show lists what is in it; entry= names a mapping of tensors"
             raise type(error)(error.what, where=source.path, faults=error.faults, remedy=remedy) from None
         return name_of(path), tensors
     return name_of((*path, *found.path)), found.tensors

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from torchkeep.live.targets import Target
 
 
+USUAL_MIN_COVERAGE = 0.5
+
+
 class Loaded(Mapping[str, Any]):
     """What a load gave: the plan it followed, and whatever of the checkpoint was not asked into an object.
 
@@ -76,7 +79,7 @@ def load(
     *,
     rules: Sequence[Rule] = (),
     strict: bool = True,
-    min_coverage: float = 0.5,
+    min_coverage: float = USUAL_MIN_COVERAGE,
     map_location: str | torch.device | None = None,
     mmap: bool = False,
     io_threads: int | None = None,
@@ -104,8 +107,8 @@ def load(
     Raises:
         PlanError: It does not fit; every difference is listed.
         CorruptError, UnsafeError, LimitError, FormatError, NotFoundError: As for `open`, or tensors are damaged.
-        TypeError: A value in `into` that nothing can be loaded into.
-        ValueError: `mmap` together with `into`, whose memory exists.
+        TypeError: A value in `into` that nothing can be loaded into, or an argument of another type.
+        ValueError: `mmap` together with `into`, whose memory exists; or what only goes with `into`, without it.
         In every case nothing was touched: all differences are found and all needed bytes checked first.
 
     Example:
@@ -119,6 +122,11 @@ def load(
     from torchkeep.live.build import Builder
     from torchkeep.live.mapped import MappedFiles
 
+    for name, value in (("strict", strict), ("mmap", mmap)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} is True or False, not {value!r}")
+    if into is None and (rules or not strict or min_coverage != USUAL_MIN_COVERAGE):
+        raise ValueError("rules, strict and min_coverage say how objects are filled: give them as into=")
     if mmap and into is not None:
         raise ValueError("mmap=True goes without into: objects that exist have their memory, and are filled in place")
     source = open_source(path)

@@ -34,6 +34,8 @@ _OTHERS = {
     "a pickle": (".pkl", ".pickle"),
     "another tool's file": (".npz", ".npy", ".h5", ".hdf5", ".onnx", ".gguf", ".zip", ".tar"),
 }
+_ONE_FILE = ".safetensors"
+_LIKENESS_OF_SLIPS = 0.8
 
 
 def save(
@@ -78,7 +80,7 @@ def write_draft(target: Path, draft: Draft, io_threads: int | None) -> Saved:
     """Save a draft where `target_of` said, durably; see `save` for what is raised."""
     threads = io_threads or writing_threads()
     with not_saved(target):
-        if target.suffix == ".safetensors":
+        if target.suffix == _ONE_FILE:
             return save_file(target, draft, threads)
         parent = None
         if os.path.lexists(target) and not _is_empty_folder(target):
@@ -102,7 +104,19 @@ def target_of(path: str | os.PathLike[str]) -> Path:
             where=path,
             remedy="save to a folder or a .safetensors file; convert(path, file) makes a torch file of it",
         )
+    if target.suffix != _ONE_FILE and _is_slip_of(_ONE_FILE, target.suffix):
+        raise FormatError(
+            f"the name ends in {target.suffix}, which is nearly {_ONE_FILE}",
+            where=path,
+            remedy=f"end it in {_ONE_FILE} for one file; to make a folder, choose a name that is not so near",
+        )
     return target
+
+
+def _is_slip_of(meant: str, written: str) -> bool:
+    from difflib import SequenceMatcher
+
+    return SequenceMatcher(None, meant, written.lower(), autojunk=False).ratio() >= _LIKENESS_OF_SLIPS
 
 
 def _is_empty_folder(path: Path) -> bool:

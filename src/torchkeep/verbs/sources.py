@@ -23,7 +23,15 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         NotFoundError: There is nothing at the path.
         FormatError: It is of no known format, or a run folder, of which one checkpoint must be named.
         CorruptError, UnsafeError, LimitError: It is damaged, or asks for what a checkpoint may not.
+        TypeError: It is no path.
     """
+    if isinstance(path, (list, tuple)):
+        raise TypeError(f"a checkpoint is one path, not the {len(path)} of a {type(path).__name__}: take one, as [0]")
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            f"a checkpoint is named by its path, a str or a Path, not by an object of type {type(path).__name__}; "
+            "the path comes first, objects to load into are given as into="
+        )
     if not os.fspath(path):
         raise NotFoundError("the path is empty", remedy="name a checkpoint")
     with typed("cannot be read", path):

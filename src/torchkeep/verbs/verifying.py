@@ -64,12 +64,16 @@ class Verification:
     def __str__(self) -> str:
         if not self.ok:
             return "\n".join([f"{self.path}: damaged", *(f"  {fault}" for fault in self.faults)])
-        extent = f"{self.total_bytes:,} bytes checked by {self.checked}"
+        compared = f"checked by {self.checked}"
+        if self.checked == "structure":
+            compared = "read, which the format has no checksum for"
+        extent = f"{self.total_bytes:,} bytes {compared}"
         if not self.share:
             extent = "its structure and sizes checked, no tensor read"
         elif self.share < 1:
-            extent = f"{self.total_bytes:,} bytes, {self.share:.1%} of it, checked by {self.checked}"
-        return f"{self.path}: ok, {self.tensor_count:,} tensors, {extent}"
+            extent = f"{self.total_bytes:,} bytes, {self.share:.1%} of it, {compared}"
+        plural = "" if self.tensor_count == 1 else "s"
+        return f"{self.path}: ok, {self.tensor_count:,} tensor{plural}, {extent}"
 
 
 def verify(

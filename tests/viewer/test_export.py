@@ -57,6 +57,53 @@ def test_a_comparison_that_cannot_be_made_does_not_keep_the_rest_away(tmp_path):
     assert "movement from=beside-1 to=file" in answers
 
 
+NEXT_TO_1 = {
+    dtype: 1 + torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+}
+GREATEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [
+        *((1.0, high, dtype) for dtype, high in NEXT_TO_1.items()),
+        *((-high, high, dtype) for dtype, high in GREATEST.items()),
+        (0.0, 5e-324, torch.float64),
+        (-5e-324, 1e-322, torch.float64),
+        (0.0, 1e-45, torch.float32),
+        (-6e-8, 6e-8, torch.float16),
+        (1e300, 1.5e300, torch.float64),
+        (2**53, 2**53 + 2, torch.int64),
+        (-(2**63), 2**63 - 1, torch.int64),
+        (0, 2**64 - 1, torch.uint64),
+        (False, True, torch.bool),
+    ],
+)
+def test_the_ends_of_every_range_are_in_the_first_and_the_last_bin(tmp_path, low, high, dtype):
+    tk.save(torch.tensor([low, low, high], dtype=dtype), tmp_path / "ckpt")
+    answers = held_by(export_page(Subject(tmp_path / "ckpt"), tmp_path / "report.html").path)
+    counts = answers["tensor at=0 of=file"][0]["histogram"]["counts"]
+    assert (counts[0], counts[-1], sum(counts)) == (2, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [([2**62, 2**62 - 1], torch.int64), ([1.0, 1.0], torch.float32), ([5e-324, 5e-324], torch.float64)],
+)
+def test_values_that_are_one_as_doubles_are_in_the_middle_bin(tmp_path, values, dtype):
+    tk.save(torch.tensor(values, dtype=dtype), tmp_path / "ckpt")
+    answers = held_by(export_page(Subject(tmp_path / "ckpt"), tmp_path / "report.html").path)
+    assert answers["tensor at=0 of=file"][0]["histogram"]["counts"][30] == 2
+
+
+def test_a_range_that_no_double_holds_has_no_histogram(tmp_path):
+    greatest = torch.finfo(torch.float64).max
+    tk.save(torch.tensor([-greatest, greatest], dtype=torch.float64), tmp_path / "ckpt")
+    answers = held_by(export_page(Subject(tmp_path / "ckpt"), tmp_path / "report.html").path)
+    told = answers["tensor at=0 of=file"][0]
+    assert (told["histogram"], told["statistics"]["maximum"]) == (None, greatest)
+
+
 def test_a_damaged_tensor_is_said_where_it_stands_and_the_others_are_there(tmp_path):
     path = tk.save({"a": torch.ones(1000), "b": torch.ones(1000)}, tmp_path / "ckpt").path
     shard = next(path.glob("*.safetensors"))

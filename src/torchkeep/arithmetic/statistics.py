@@ -108,17 +108,24 @@ def statistics_of(
 def histogram_of(source: Source, spec: TensorSpec, low: float, high: float, bins: int) -> list[int]:
     """How many finite values of a tensor lie in each of `bins` equal parts of `low` to `high`, both inclusive.
 
-    Where `low` is `high`, the range is a half to either side of it.
+    Where no double is between `low` and `high`, or only one, few of the parts can hold anything; where `low` is `high`,
+    the part in the middle does.
 
     Raises:
         CorruptError: As for `Source.read_into`.
         FormatError: Values of less than a byte.
     """
+    low, high = float(low), float(high)  # of integers too: those of 64 bits are rounded, and so is each value
     counts = np.zeros(bins, np.int64)
     for begin, end in ranges_of(spec):
         for values in values_in(source, spec, begin, end):
-            real = _as_real(values)
-            counts += np.histogram(real[np.isfinite(real)], bins=bins, range=(low, high))[0]
+            real = _as_real(values).astype(np.float64)
+            real = real[(real >= low) & (real <= high)]
+            if low < high:
+                parts = np.minimum((real - low) / (high - low) * bins, bins - 1).astype(np.int64)
+            else:
+                parts = np.full(len(real), bins // 2)
+            counts += np.bincount(parts, minlength=bins)
     return [int(count) for count in counts]
 
 

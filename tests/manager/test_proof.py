@@ -162,7 +162,7 @@ def test_nothing_is_saved_while_steps_are_replayed(tmp_path):
         assert manager.prove(manager.after_step)
         with pytest.raises(RuntimeError, match="nothing can be saved while prove runs steps"):
             manager.prove(manager.save)
-        with pytest.raises(ValueError, match="prove runs 1 step or more; not 0"):
+        with pytest.raises(ValueError, match="steps must be an integer of 1 or more, not 0"):
             manager.prove(manager.save, steps=0)
         assert manager.after_step(0) is not None
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torchkeep.folder.aligned_file import Bytes
 
 _PIECE_BYTES = 2**19  # fits the processor's caches, and threads end together
-_SHARE_OF_FREE_MEMORY = 4
+_FREE_MEMORY_DIVISOR = 4
 _version = operator.attrgetter("_version")
 _GLIMPSES, _GLIMPSE_BYTES = 64, 64
 
@@ -108,7 +108,7 @@ def default_budget_bytes() -> int:
         cgroup = Path("/sys/fs/cgroup")
         limit, taken = (cgroup / "memory.max").read_text().strip(), (cgroup / "memory.current").read_text().strip()
         free = min(free, max(0, int(limit) - int(taken)))
-    return free // _SHARE_OF_FREE_MEMORY
+    return free // _FREE_MEMORY_DIVISOR
 
 
 def _free_bytes_of_machine() -> int:

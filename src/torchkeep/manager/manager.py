@@ -12,19 +12,20 @@ from types import TracebackType
 from typing import Self
 
 from torchkeep.errors import CheckpointError, Preempted
+from torchkeep.manager.arguments import held_of, run_folder_of
 from torchkeep.manager.drafting import Occasion
 from torchkeep.manager.notices import warn
 from torchkeep.manager.preflight import Preflight, preflight
 from torchkeep.manager.proof import Proof, prove
-from torchkeep.manager.saving import Call
+from torchkeep.manager.run_folder import RunFolder
+from torchkeep.manager.saving import Call, Saver
 from torchkeep.manager.session import Session
 from torchkeep.manager.signals import SignalWatch
-from torchkeep.manager.state import held_state
 from torchkeep.planning.loadplan import LoadPlan
 from torchkeep.planning.rules import Rule
 from torchkeep.policies import Also, EverySteps, KeepAll, Moment, OnPreemption, RetentionPolicy, SaveWhen, Staging
+from torchkeep.verbs.arguments import path_of, whole_number, whole_step
 from torchkeep.verbs.background import SaveHandle
-from torchkeep.verbs.saving import whole_step
 
 _log = logging.getLogger("torchkeep")
 
@@ -53,7 +54,8 @@ class CheckpointManager:
             writing; what is over it is written before `save` returns. By default a quarter of the memory that is free.
 
     Raises:
-        TypeError: A value in `state` that could not be refilled, such as a number; all of them are named.
+        TypeError: A value in `state` that could not be refilled, such as a number, or an argument of another kind.
+        ValueError: Nothing to keep, an empty path, or a number that is too small. All that is wrong is said at once.
 
     Example:
         >>> import tempfile, torch, torchkeep as tk
@@ -81,21 +83,23 @@ class CheckpointManager:
         staging: Staging = Staging.AT_ONCE,
         staging_bytes: int | None = None,
     ) -> None:
-        held = held_state(state, also)
-        if save_when is not None and not isinstance(save_when, SaveWhen):
-            raise TypeError(f"save_when is {save_when!r}: a policy is wanted, as EverySteps(500)")
-        if retain is not None and not isinstance(retain, RetentionPolicy):
-            raise TypeError(f"retain is {retain!r}: a policy is wanted, as KeepLast(3)")
-        if (
-            isinstance(failed_saves_allowed, bool)
-            or not isinstance(failed_saves_allowed, int)
-            or failed_saves_allowed < 0
-        ):
-            raise ValueError(f"failed_saves_allowed must be an integer of 0 or more, not {failed_saves_allowed!r}")
+        held = held_of(
+            folder,
+            state,
+            save_when=save_when,
+            retain=retain,
+            also=also,
+            failed_saves_allowed=failed_saves_allowed,
+            io_threads=io_threads,
+            staging=staging,
+            staging_bytes=staging_bytes,
+        )
         self.save_when = save_when
         self.retain = retain or KeepAll()
         self.failed_saves_allowed = failed_saves_allowed
-        self._session = Session(state, held, folder, self.retain, io_threads, staging_bytes, staging)
+        self._folder = RunFolder(run_folder_of(folder))
+        self._saver = Saver(self._folder, self.retain, io_threads, staging_bytes, staging)
+        self._session = Session(state, held, self.retain, self._folder, self._saver, io_threads)
         self._signals: SignalWatch | None = None
         self._failed_in_a_row = 0
         self._is_proving = False
@@ -104,7 +108,7 @@ class CheckpointManager:
     @property
     def folder(self) -> Path:
         """The run folder, resolved."""
-        return self._session.folder.path
+        return self._folder.path
 
     @property
     def state(self) -> Mapping[str, object]:
@@ -114,7 +118,7 @@ class CheckpointManager:
     @property
     def notes(self) -> Sequence[str]:
         """What a person should know about the resume and the saves so far."""
-        return self._session.saver.notes
+        return self._saver.notes
 
     @property
     def last_step(self) -> int | None:
@@ -180,9 +184,10 @@ class CheckpointManager:
             NotFoundError: There is no such checkpoint.
             ConflictError, PlanError, CorruptError: As for `resume`.
         """
+        from_there = path_of(source, "the other run", f"branch(source) takes the path of a run; not {source!r}")
         following = self._resume()
         if following is None:
-            following = self._session.branch(Path(os.path.realpath(Path(source).expanduser())), step, only, rules)
+            following = self._session.branch(from_there, step, only, rules)
         return following
 
     def warm_start(self, plan: LoadPlan, *, strict: bool = True) -> int:
@@ -214,7 +219,7 @@ class CheckpointManager:
         following = self._resume()
         if following is None:
             loaded = plan.apply(strict=strict)
-            self._session.saver.notes += getattr(loaded, "notes", ())
+            self._saver.notes += getattr(loaded, "notes", ())
             self._session.remember_origin("warm start", plan.source, getattr(loaded, "step", None))
         return following or 0
 
@@ -247,8 +252,8 @@ class CheckpointManager:
         is_due, number = self._agree(moment)
         if number:
             self._preempt(occasion, number)
-        if session.saver.has_failed:
-            self._tolerate(session.saver.wait)
+        if self._saver.has_failed:
+            self._tolerate(self._saver.wait)
         if not is_due:
             return None
         handle: list[SaveHandle] = []
@@ -303,7 +308,7 @@ class CheckpointManager:
             400.4 kB per checkpoint, at most 1.6 MB at once, ... free
         """
         self.wait()
-        self._session.folder.own()
+        self._folder.own()
         return preflight(self._session)
 
     def prove(self, train_step: Callable[[int], object], *, steps: int = 3) -> Proof:
@@ -344,12 +349,11 @@ class CheckpointManager:
 
         if not callable(train_step):
             raise TypeError(f"prove takes a function of a step's index; not {train_step!r}")
-        if steps < 1:
-            raise ValueError(f"prove runs 1 step or more; not {steps!r}")
-        if self._session.ranks.size > 1:
+        steps = whole_number("steps", steps, 1)
+        if self._session.join_ranks().size > 1:
             raise RuntimeError("prove replays the steps of one process: call it in a run of one rank")
         self.wait()
-        self._session.folder.own()
+        self._folder.own()
         self._is_proving = True
         try:
             proof = prove(self._session, train_step, steps)
@@ -374,7 +378,7 @@ class CheckpointManager:
         is_due, number = self.save_when.is_due(moment), moment.signal or 0
         if all(isinstance(part, EverySteps) for part in self.save_when.parts):
             return is_due, number
-        greatest = self._session.ranks.most([int(is_due), number])
+        greatest = self._session.join_ranks().most([int(is_due), number])
         return bool(greatest[0]), greatest[1]
 
     def _preempt(self, occasion: Occasion, number: int) -> None:
@@ -388,7 +392,7 @@ class CheckpointManager:
         try:
             if not self._session.is_saved(occasion.step):
                 self._save(occasion).wait()
-            path = self._session.folder.path_of(occasion.step)
+            path = self._folder.path_of(occasion.step)
         except CheckpointError as raised:
             error = raised
         raised_by = Preempted(number, occasion.step, path, error)
@@ -409,12 +413,12 @@ class CheckpointManager:
             # Of the tree of errors only its root says that the system refused; the others need a change of the program.
             if type(error) is not CheckpointError or self._failed_in_a_row > self.failed_saves_allowed:
                 raise
-            self._session.saver.notes.append(str(error))
+            self._saver.notes.append(str(error))
             warn(f"save {self._failed_in_a_row} of {self.failed_saves_allowed} that may fail in a row failed: {error}")
 
     def _tell(self) -> None:
-        while self._session.saver.warnings:
-            warn(self._session.saver.warnings.pop(0))
+        while self._saver.warnings:
+            warn(self._saver.warnings.pop(0))
 
     def wait(self) -> None:
         """Wait for the save in flight.
@@ -422,8 +426,8 @@ class CheckpointManager:
         Raises:
             CheckpointError: It failed; it is reported once.
         """
-        was_idle = self._session.saver.is_idle
-        self._session.saver.wait()
+        was_idle = self._saver.is_idle
+        self._saver.wait()
         if not was_idle:
             self._failed_in_a_row = 0
         self._tell()
@@ -433,9 +437,9 @@ class CheckpointManager:
         try:
             self.wait()
         finally:
-            if self._session.saver.is_idle:
-                self._session.saver.rest()
-                self._session.folder.release()
+            if self._saver.is_idle:
+                self._saver.rest()
+                self._folder.release()
 
     def __enter__(self) -> Self:
         for part in self.save_when.parts if self.save_when is not None else ():
@@ -467,9 +471,11 @@ class CheckpointManager:
         is_failure = isinstance(error, (Exception, KeyboardInterrupt))
         if self.save_when is None or step is None or not is_failure:
             return
-        if session.ranks.size > 1:  # the others may be anywhere
+        if not self.save_when.is_due(Moment(step, session.last_tried_step, exception=True)):
             return
-        if self.save_when.is_due(Moment(step, session.last_tried_step, exception=True)) and not session.is_saved(step):
+        if session.join_ranks().size > 1:  # the others may be anywhere
+            return
+        if not session.is_saved(step):
             what = f"{type(error).__name__}: {error}".partition("\n")[0]
             try:
                 path = self._save(Occasion(step, exception=what)).wait()

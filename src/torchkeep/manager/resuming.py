@@ -17,6 +17,7 @@ from torchkeep.manager.ranks import Ranks
 from torchkeep.manager.run_folder import RunFolder
 from torchkeep.manager.state import is_beside, refillable
 from torchkeep.planning.rules import Rule
+from torchkeep.verbs.arguments import whole_step
 
 if TYPE_CHECKING:
     from torchkeep.verbs.loading import Loaded
@@ -60,6 +61,7 @@ class Resume:
             NotFoundError, PlanError, CorruptError: As for `CheckpointManager.resume`.
             CheckpointError: Another rank could not resume; nothing was committed by that.
         """
+        step = None if step is None else whole_step(step)
         set_aside_before = self.folder.names_set_aside()
         self.ranks.together(self._set_aside_unreadable, only_first=True)
         run = self.folder.read()
@@ -172,7 +174,6 @@ class Resume:
         entries, name = committed.record.entries, committed.path.name
         beside = [each for each in self.held if is_beside(each, self.held)]
         named = [each for each in self.held if each not in beside] if self.only is None else list(self.only)
-        owners = {each.rpartition(":")[0] for each in beside}
         following = [each for each in beside if each.rpartition(":")[0] in named and each in entries]
         absent = [each for each in named if each not in entries or each not in self.held]
         if absent:
@@ -181,7 +182,7 @@ class Resume:
         if left and self.only is None:
             warn(f"not restored, since the state does not have them: {', '.join(left)} of {name}")
         unsaved = [each for each in beside if each not in entries and each.rpartition(":")[0] in named]
-        if unsaved and owners:
+        if unsaved:
             warn(f"{name} was saved without {', '.join(unsaved)}: they stay as they are")
         return [*named, *following]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
@@ -22,8 +21,8 @@ class RunFolder:
         path: The folder, resolved.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(os.path.realpath(Path(path).expanduser()))
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._lock: RunLock | None = None
         self._has_resumed = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from torchkeep.errors import CheckpointError
 from torchkeep.folder.committed import nonfinite_of
 from torchkeep.folder.draft import Draft
 from torchkeep.folder.linking import read_one_again
-from torchkeep.folder.parallel import default_threads
+from torchkeep.folder.parallel import default_threads, writing_threads
 from torchkeep.folder.record import Record, decode_record, encode_record
 from torchkeep.folder.recovery import recover
 from torchkeep.folder.runs import step_name
@@ -21,8 +21,10 @@ from torchkeep.folder.thinning import thin
 from torchkeep.folder.write import Name, Saved, Staged, finish, not_saved, stage
 from torchkeep.manager.preparing import Copied, Prepared, look_late, prepare, stage_anew, stage_prepared
 from torchkeep.manager.ranks import Ranks
+from torchkeep.manager.run_folder import RunFolder
 from torchkeep.policies import KeepAll, RetentionPolicy, Staging
 from torchkeep.tensors import TensorSpec
+from torchkeep.verbs.arguments import threads_of
 from torchkeep.verbs.background import SaveHandle, SavingThread
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Saver:
     Args:
         folder: The run folder.
         retain: What is kept after each save.
-        threads: Threads that write.
+        io_threads: Threads that write; None for four per processor, at most 8.
         staging_bytes: The most memory that copies may take; None for a quarter of what is free at the first save.
         staging: When copies are made.
 
@@ -65,22 +67,26 @@ class Saver:
         notes: What a person should know about the saves so far.
         warnings: What a person should know now; whoever tells it takes it away.
         failed_step: The step of the save last waited for, if it failed.
-        before_commit: Called when all of a save is written; it is given up if that raises.
         ranks: The ranks that save together.
         outcomes: The same ranks again, for what the saving threads tell each other.
     """
 
     def __init__(
-        self, folder: Path, retain: RetentionPolicy, threads: int, staging_bytes: int | None, staging: Staging
+        self,
+        folder: RunFolder,
+        retain: RetentionPolicy,
+        io_threads: int | None,
+        staging_bytes: int | None,
+        staging: Staging,
     ) -> None:
         self.ranks = self.outcomes = Ranks()
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.failed_step: int | None = None
-        self.before_commit: Callable[[], None] | None = None
-        self._folder = folder
+        self._run = folder
+        self._folder = folder.path
         self._retain = retain
-        self._threads = threads
+        self._threads = threads_of(io_threads, writing_threads)
         self._staging_bytes = staging_bytes
         self._staging = staging
         self._overlap: Overlap | None = None
@@ -288,7 +294,7 @@ class Saver:
             copied = self._end_late(copied)
             copied.settle(self._doubtful)
             self._look_for_nonfinite(copied.staged, watched)
-        saved = finish(copied.staged, self.before_commit)
+        saved = finish(copied.staged, self._run.require_still_ours)
         self._parent = (saved.path, saved.record)
         self.notes += saved.notes
         not_removed = self._thin(copied.staged.draft.step)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torchkeep.errors import NotFoundError
 from torchkeep.folder.committed import read_record
 from torchkeep.folder.draft import Draft, DraftTensor
-from torchkeep.folder.parallel import default_threads, writing_threads
+from torchkeep.folder.parallel import default_threads
 from torchkeep.folder.policy_code import RETAIN_MEMBER, code_of
 from torchkeep.folder.record import RECORD_NAME
 from torchkeep.manager.drafting import Occasion, draft_of_state
@@ -21,7 +21,8 @@ from torchkeep.manager.resuming import Resume, Resumed
 from torchkeep.manager.run_folder import RunFolder
 from torchkeep.manager.saving import Call, Saver
 from torchkeep.planning.rules import Rule
-from torchkeep.policies import RetentionPolicy, Staging
+from torchkeep.policies import RetentionPolicy
+from torchkeep.verbs.arguments import threads_of
 from torchkeep.verbs.background import SaveHandle
 
 if TYPE_CHECKING:
@@ -48,19 +49,17 @@ class Session:
         self,
         state: Mapping[str, object],
         held: Mapping[str, object],
-        folder: str | os.PathLike[str],
         retain: RetentionPolicy,
+        folder: RunFolder,
+        saver: Saver,
         io_threads: int | None,
-        staging_bytes: int | None,
-        staging: Staging,
     ) -> None:
         self.state = dict(state)
         self.held = held
         self.retain = retain
-        self.folder = RunFolder(folder)
-        self.saver = Saver(self.folder.path, retain, io_threads or writing_threads(), staging_bytes, staging)
-        self.saver.before_commit = self.folder.require_still_ours
-        self.threads = io_threads or default_threads()
+        self.folder = folder
+        self.saver = saver
+        self.threads = threads_of(io_threads, default_threads)
         self.last_step: int | None = None
         self.last_saved_step: int | None = None
         self.last_tried_step: int | None = None
@@ -71,9 +70,8 @@ class Session:
         self._capture: Recapture | None = None
         self._watched: dict[str, tuple[Mapping[str, DraftTensor], Mapping[str, bool]]] = {}
 
-    @property
-    def ranks(self) -> Ranks:
-        """The ranks of this training, asked for by all of them at the first call that needs them."""
+    def join_ranks(self) -> Ranks:
+        """The ranks of this training; the first call makes their groups, so all of them have to make it."""
         if self._ranks is None:
             self._ranks = self.saver.ranks = ranks_here()
             self.saver.outcomes = ranks_here()
@@ -81,9 +79,10 @@ class Session:
 
     def resume(self, step: int | None, only: Sequence[str] | None, rules: Sequence[Rule]) -> int | None:
         """Resume this run: the next step; None when it is new."""
-        self.ranks.together(self.folder.own, only_first=True)
+        ranks = self.join_ranks()
+        ranks.together(self.folder.own, only_first=True)
         self.folder.mark_resumed()
-        resumed = Resume(self.folder, self.held, only, rules, self.threads, self.ranks).run(step)
+        resumed = Resume(self.folder, self.held, only, rules, self.threads, ranks).run(step)
         return None if resumed is None else self._stand_at(resumed)
 
     def branch(self, source: Path, step: int | None, only: Sequence[str] | None, rules: Sequence[Rule]) -> int:
@@ -91,7 +90,7 @@ class Session:
         if (source / RECORD_NAME).exists():
             step = read_record(source).step if step is None else step
             source = source.parent
-        other = Resume(RunFolder(source), self.held, only, rules, self.threads, self.ranks, may_set_aside=False)
+        other = Resume(RunFolder(source), self.held, only, rules, self.threads, self.join_ranks(), may_set_aside=False)
         resumed = other.run(step)
         if resumed is None:
             raise NotFoundError("there is no checkpoint to branch from", where=source, remedy="check the path")
@@ -120,14 +119,15 @@ class Session:
         from torchkeep.live.recapture import Recapture
 
         self.last_tried_step, self.last_save_seconds = occasion.step, time.monotonic()
-        self.ranks.together(self.folder.own, only_first=True)
-        self.ranks.together(self.folder.refuse_unresumed, only_first=True)
+        ranks = self.join_ranks()
+        ranks.together(self.folder.own, only_first=True)
+        ranks.together(self.folder.refuse_unresumed, only_first=True)
         self._look_around()
         self.saver.hold_steps(self.state)
         provenance: dict[str, object] = {RETAIN_MEMBER: code_of(self.retain)}
         provenance |= {} if self._origin is None else {"origin": self._origin}
         self._capture = self._capture or Recapture(self.held)
-        draft = draft_of_state(self.held, occasion, provenance, self.ranks, self._capture)
+        draft = draft_of_state(self.held, occasion, provenance, ranks, self._capture)
         self._miss_metrics(occasion)
         handle = self.saver.begin(draft, occasion.step, self._watch(draft), call)
         self.last_step = self.last_saved_step = occasion.step

@@ -17,14 +17,18 @@ def held_state(state: object, also: Also) -> dict[str, object]:
 
     Raises:
         TypeError: Values that could not be put back; all of them are named.
+        ValueError: There is none.
     """
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise TypeError(f'state is {type(state).__name__}: a mapping by name is wanted, as {{"model": model}}')
+    if not state:
+        raise ValueError('state is empty: name what to keep, as {"model": model}')
     if not isinstance(also, Also):
         raise TypeError(f"also is {also!r}: Also.GRADIENTS or the like is wanted, from torchkeep.policies")
-    _require_reachable(state)
     held = {name: _held(value) for name, value in state.items()}
-    _require_refillable(held)
+    faults = list(_faults(state, held))
+    if faults:
+        raise TypeError("\n  ".join(faults))
     for name, value in _besides(state, also):
         if name in held:
             raise TypeError(f"{name!r} names what is kept beside a module: give that value another name")
@@ -75,25 +79,25 @@ def refillable(value: object) -> object:
     return LiveDict(value) if isinstance(value, MutableMapping) else value
 
 
-def _require_reachable(state: Mapping[str, object]) -> None:
+def _faults(state: Mapping[str, object], held: Mapping[str, object]) -> Iterator[str]:
     inside = [
         f"{name}.{path}" for name, value in state.items() if isinstance(value, Mapping) for path in _stateful(value)
     ]
     if inside:
-        raise TypeError(
-            f"a resume would not reach {', '.join(inside)} inside a dict: give each its own name in the state"
-        )
-
-
-def _require_refillable(held: Mapping[str, object]) -> None:
+        yield f"a resume would not reach {', '.join(inside)} inside a dict: give each its own name in the state"
+    classes = [f"{name!r} ({value.__name__})" for name, value in held.items() if isinstance(value, type)]
+    if classes:
+        yield f"a class has no state of its own: {', '.join(classes)}; give an object of it, as Linear(8, 2)"
     immutable = {
         name: type(value).__name__
         for name, value in held.items()
-        if not isinstance(value, MutableMapping) and not hasattr(value, "load_state_dict") and not _is_tensor(value)
+        if not isinstance(value, (type, MutableMapping))
+        and not hasattr(value, "load_state_dict")
+        and not _is_tensor(value)
     }
     if immutable:
         shown = ", ".join(f"{name!r} ({kind})" for name, kind in immutable.items())
-        raise TypeError(
+        yield (
             f"a resume could not put these back: {shown}. {_TAKES} is wanted; put plain values in a dict: "
             '{"progress": {"epoch": 0}}'
         )

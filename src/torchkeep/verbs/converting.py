@@ -16,6 +16,7 @@ from torchkeep.folder.parallel import default_threads
 from torchkeep.folder.read import FolderSource
 from torchkeep.folder.write import save_folder
 from torchkeep.tensors import Source, TensorSpec, tensors_of
+from torchkeep.verbs.arguments import threads_of
 from torchkeep.verbs.contents import brief, contents_of, map_specs, rest_of, shared_memory, weights_in
 from torchkeep.verbs.drafting import draft_of_record, draft_of_tree
 from torchkeep.verbs.new_files import new_file, new_folder, refuse_taken
@@ -150,10 +151,11 @@ def plan_conversion(
     kind = target_of(where, to)
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}: 1 or more is wanted")
+    threads = threads_of(io_threads, default_threads)
     refuse_taken(where)
     opened = open_source(source)
     try:
-        planned = PlannedConversion(opened, where, kind, max_shard_bytes, io_threads or default_threads())
+        planned = PlannedConversion(opened, where, kind, max_shard_bytes, threads)
         planned.decide(entry, dtype)
         return planned
     except BaseException:

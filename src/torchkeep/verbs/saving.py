@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 import os
 import platform
 import shutil
@@ -20,10 +19,10 @@ from torchkeep.folder.parallel import writing_threads
 from torchkeep.folder.record import Node, Record
 from torchkeep.folder.recovery import recover
 from torchkeep.folder.refusals import refuse_foreign, refuse_inside_checkpoint
-from torchkeep.folder.runs import STEP_LIMIT
 from torchkeep.folder.single_file import save_file
 from torchkeep.folder.values import encode
 from torchkeep.folder.write import Saved, not_saved, save_folder
+from torchkeep.verbs.arguments import path_of, threads_of, whole_step
 
 if TYPE_CHECKING:
     from torchkeep.live.capture import Captured
@@ -78,7 +77,7 @@ def save(
 
 def write_draft(target: Path, draft: Draft, io_threads: int | None) -> Saved:
     """Save a draft where `target_of` said, durably; see `save` for what is raised."""
-    threads = io_threads or writing_threads()
+    threads = threads_of(io_threads, writing_threads)
     with not_saved(target):
         if target.suffix == _ONE_FILE:
             return save_file(target, draft, threads)
@@ -93,10 +92,9 @@ def write_draft(target: Path, draft: Draft, io_threads: int | None) -> Saved:
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of a save; a TypeError or FormatError for one that cannot be meant."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"save(what, path): the path is {type(path).__name__}; are the two arguments swapped?")
-    target = Path(os.path.realpath(Path(path).expanduser()))
+    """The absolute path of a save; a TypeError, ValueError or FormatError for one that cannot be meant."""
+    swapped = f"save(what, path): the path is {type(path).__name__}; are the two arguments swapped?"
+    target = path_of(path, "a checkpoint", swapped)
     promises = next((what for what, ends in _OTHERS.items() if target.name.lower().endswith(ends)), None)
     if promises is not None:
         raise FormatError(
@@ -167,19 +165,6 @@ def draft_of_captured(
         rng=None if rng is None else encode(rng, _no_leaf),
         provenance=_provenance(),
     )
-
-
-def whole_step(step: int) -> int:
-    """A step as an int; numpy's integers are fine.
-
-    Raises:
-        TypeError: It is no integer.
-        ValueError: It is negative, or a million million million.
-    """
-    number = operator.index(step)
-    if not 0 <= number < STEP_LIMIT:
-        raise ValueError(f"step is {number}: steps are counted from 0, and are below {STEP_LIMIT:,}")
-    return number
 
 
 def _metrics_node(metrics: Mapping[str, float]) -> Node:

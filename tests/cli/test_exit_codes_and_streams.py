@@ -129,7 +129,11 @@ def torchkeep(folder: Path, *arguments: str, as_anybody: bool = False) -> subpro
         ),
         (["prune", "good.pt"], 3, "good.pt: a file, not a run folder"),
         (["tag", "good.pt", "x"], 3, "no torchkeep checkpoint here\n  hint: name a folder that torchkeep saved"),
-        (["tag", "run/step-00000010", ""], 2, "a tag is a name of one character or more; nothing was changed"),
+        (
+            ["tag", "run/step-00000010", ""],
+            2,
+            "tag: '' cannot be a tag: a tag is a name of printing characters without",
+        ),
         (["plan", "good.pt", "factories:fits", "--replay", "text.pt"], 3, "text.pt: a recorded plan is JSON"),
         (
             ["diff", "good.pt", "good.pt", "--plan", "absent"],

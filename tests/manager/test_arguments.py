@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import torchkeep as tk
-from torchkeep.policies import Staging
+from torchkeep.policies import KeepTagged, Staging
 
 STATE = {"p": {"epoch": 0}}
 
@@ -120,6 +120,32 @@ def test_a_step_is_an_integer(tmp_path, method, step):
         with pytest.raises((TypeError, ValueError), match="step must be an integer of 0 or more, not"):
             getattr(manager, method)(*before, step)
     assert not list(tmp_path.glob("run/step-*"))
+
+
+@pytest.mark.parametrize("bad", ["", "a/b", "two\nlines", " paper", "paper\t", "\x1b[31m", "\udcff"])
+def test_a_tag_is_a_name_wherever_it_is_given(tmp_path, bad):
+    with tk.CheckpointManager(tmp_path, STATE, save_when=tk.EverySteps(2)) as manager:
+        manager.save(0, tags=["fine", "with spaces, and a comma", "β"]).wait()
+        saved = tk.checkpoints(tmp_path)[0]
+        for give in (
+            lambda: saved.tag("paper", bad),
+            lambda: manager.save(1, tags=["paper", bad]),
+            lambda: manager.after_step(1, tags=["paper", bad]),
+            lambda: KeepTagged("paper", bad),
+        ):
+            with pytest.raises(ValueError, match=re.escape(f"{bad!r} cannot be a tag: a tag is a name of printing")):
+                give()
+    found = tk.checkpoints(tmp_path)
+    assert [each.step for each in found] == [0]
+    assert found[0].tags == ("fine", "with spaces, and a comma", "β")
+    assert found[0].untag(bad, "fine") == ("with spaces, and a comma", "β")  # what is not wanted may be anything
+
+
+def test_several_that_cannot_be_tags_are_named_together_and_a_list_is_no_tag():
+    with pytest.raises(ValueError, match="'a/b', '' cannot be tags: a tag is"):
+        KeepTagged("a/b", "paper", "")
+    with pytest.raises(TypeError, match=re.escape("['a', 'b'], 3 cannot be tags: a tag is a name")):
+        KeepTagged(["a", "b"], "paper", 3)
 
 
 def test_an_error_after_which_nothing_is_saved_asks_no_other_rank(tmp_path, monkeypatch):

@@ -34,11 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
     from torchkeep.folder.committed import read_record, tags_of
 
     path = Path(arguments.checkpoint)
-    if "" in arguments.tags and not arguments.remove:
-        raise UsageError("tag: a tag is a name of one character or more; nothing was changed")
     if arguments.tags:
         gone, new = (arguments.tags, []) if arguments.remove else ([], arguments.tags)
-        tags = change_tags(path, add=new, remove=gone)
+        try:
+            tags = change_tags(path, add=new, remove=gone)
+        except ValueError as error:
+            raise UsageError(f"tag: {error}; nothing was changed") from error
     else:
         tags = tags_of(read_record(path))
     if arguments.json:

@@ -15,6 +15,7 @@ from torchkeep.folder.durable import fsync_path, write_durably
 from torchkeep.folder.record import RECORD_NAME, Node, Record, encode_record
 from torchkeep.folder.shards import stems_of
 from torchkeep.folder.staging import Staging
+from torchkeep.folder.tags import tags_from
 from torchkeep.folder.turns import alone_in
 
 
@@ -22,13 +23,15 @@ def change_tags(checkpoint: Path, add: Iterable[str] = (), remove: Iterable[str]
     """Give a checkpoint tags and take some away, durably; all it has then.
 
     Raises:
+        ValueError: One to add cannot be a tag; nothing was changed.
         NotFoundError, CorruptError, FormatError: There is no good record there.
         CheckpointError: The operating system refused; the tags are as before.
     """
+    new = tags_from(add)
     with typed("the tags were not changed", checkpoint), alone_in(checkpoint.parent):
         record = read_record(checkpoint)
         gone = set(remove)
-        tags = [tag for tag in dict.fromkeys((*tags_of(record), *add)) if tag not in gone]
+        tags = [tag for tag in dict.fromkeys((*tags_of(record), *new)) if tag not in gone]
         provenance = {name: value for name, value in record.provenance.items() if name != "tags"}
         _replace_record(checkpoint, replace(record, provenance=provenance | ({"tags": tags} if tags else {})))
     return tuple(tags)

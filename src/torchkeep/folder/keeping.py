@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from torchkeep.folder.retention import Candidate, RetentionPolicy, Verdict
+from torchkeep.folder.tags import tags_from
 from torchkeep.tensors import format_bytes
 
 
@@ -169,6 +170,9 @@ def _fault(checkpoint: Candidate, metric: str) -> str | None:
 class KeepTagged(RetentionPolicy):
     """Keep what has one of some tags; without names, whatever has a tag.
 
+    Raises:
+        ValueError: One cannot be a tag: it is empty, or holds a slash or what does not print.
+
     Example:
         >>> from torchkeep.policies import decide
         >>> run = [Candidate(1, tags=("paper",)), Candidate(2), Candidate(3)]
@@ -179,7 +183,7 @@ class KeepTagged(RetentionPolicy):
     tags: tuple[str, ...]
 
     def __init__(self, *tags: str) -> None:
-        object.__setattr__(self, "tags", tags)
+        object.__setattr__(self, "tags", tags_from(tags))
 
     def judge(self, checkpoints: Sequence[Candidate]) -> list[list[Verdict]]:
         """Keep those that have one."""

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from torchkeep.errors import CheckpointError, Preempted
+from torchkeep.folder.tags import tags_from
 from torchkeep.manager.arguments import held_of, run_folder_of
 from torchkeep.manager.drafting import Occasion
 from torchkeep.manager.notices import warn
@@ -243,7 +244,7 @@ class CheckpointManager:
         step = whole_step(step)
         if self._is_proving:
             return None
-        session, occasion = self._session, Occasion(step, metrics, _names(tags))
+        session, occasion = self._session, Occasion(step, metrics, tags_from(tags))
         session.last_step = step
         self._require_block()
         self._tell()
@@ -278,7 +279,7 @@ class CheckpointManager:
         """
         if self._is_proving:
             raise RuntimeError("nothing can be saved while prove runs steps: save outside of the step it is given")
-        return self._save(Occasion(whole_step(step), metrics, _names(tags)))
+        return self._save(Occasion(whole_step(step), metrics, tags_from(tags)))
 
     def _save(self, occasion: Occasion) -> SaveHandle:
         call = Call()
@@ -486,9 +487,3 @@ class CheckpointManager:
 
     def __repr__(self) -> str:
         return f"<CheckpointManager {str(self.folder)!r} of {', '.join(self.state)}; last step {self.last_step}>"
-
-
-def _names(tags: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
-        raise TypeError(f"tags is {tags!r}: a list of names is wanted, as ['paper']")
-    return tuple(tags)

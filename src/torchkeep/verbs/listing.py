@@ -54,6 +54,7 @@ class RunCheckpoint(os.PathLike[str]):
         """Give it tags, durably, also while its run is being written; all it has then.
 
         Raises:
+            ValueError: One is empty, or holds a slash or what does not print; nothing was changed.
             NotFoundError: It was removed meanwhile.
             CheckpointError: The operating system refused; its tags are as before.
 

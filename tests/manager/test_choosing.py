@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 
@@ -154,6 +155,68 @@ def test_a_warm_start_that_does_not_fit_is_refused_and_one_may_take_what_fits(tm
             manager.warm_start(plan)
         assert manager.warm_start(plan, strict=False) == 0
         assert torch.equal(training.model[0].weight, end[0])
+
+
+def unlike(training):
+    return torch.nn.Sequential(*(copy.deepcopy(each) for each in training.model))
+
+
+@pytest.mark.parametrize(
+    ("into", "fault"),
+    [
+        (unlike, "into: Sequential"),
+        (lambda training: {"model": training.model, "model.0": unlike(training)[0]}, "model.0: Linear"),
+        (lambda training: {"model": unlike(training).state_dict()}, "model: OrderedDict"),
+        (
+            lambda training: {"model": training.model, "optimizer": torch.optim.Adam(training.model.parameters())},
+            "optimizer: Adam",
+        ),
+    ],
+)
+def test_a_warm_start_into_what_the_manager_does_not_hold_is_refused_and_nothing_is_touched(
+    tmp_path, source, into, fault
+):
+    run, _ = source
+    for goes_on in (False, True):  # the program is wrong either way
+        training = Training(7)
+        if goes_on:
+            with tk.CheckpointManager(tmp_path / "two", training.state) as manager:
+                manager.save(0)
+        before = [each.clone() for each in training.model.parameters()]
+        with tk.CheckpointManager(tmp_path / "two", training.state) as manager:
+            plan = tk.plan(run / "step-00000005", into=into(training))
+            with pytest.raises(PlanError) as refused:
+                manager.warm_start(plan)
+            assert "loads into what this manager does not hold; nothing was touched" in refused.value.what
+            assert refused.value.faults == (fault, f"in the state: {', '.join(training.state)}")
+            assert same(training.model.parameters(), before)
+
+
+@pytest.mark.parametrize(
+    "into",
+    [
+        lambda training: training.model.state_dict(),
+        lambda training: {"model": torch.nn.DataParallel(training.model)},
+        lambda training: {"model": training.model, "optimizer": training.state["optimizer"]},
+        lambda training: {"model.0": training.model[0]},
+        lambda training: {"model.0": training.model[0].state_dict()},
+        lambda training: {"model": torch.nn.Sequential(*training.model)},
+    ],
+    ids=[
+        "a state dict",
+        "a wrapper",
+        "an optimizer",
+        "a part",
+        "a state dict of a part",
+        "another module of the same tensors",
+    ],
+)
+def test_a_warm_start_into_part_of_what_the_manager_holds_is_one(tmp_path, source, into):
+    run, end = source
+    training = Training(7)
+    with tk.CheckpointManager(tmp_path / "two", training.state) as manager:
+        assert manager.warm_start(tk.plan(run / "step-00000005", into=into(training))) == 0
+    assert torch.equal(training.model[0].weight, end[0])
 
 
 def test_a_warm_start_reads_other_peoples_files(tmp_path):

@@ -148,8 +148,8 @@ def _copies_state(module: nn.Module) -> str | None:
     objects = {id(tensor) for tensor in held}
     state = module.state_dict(keep_vars=True).values()
     others = [value for value in state if isinstance(value, torch.Tensor) and id(value) not in objects]
-    memory = {_storage(tensor) for tensor in held} if others else set()
-    return f"{own} makes copies in its state_dict" if any(_storage(each) not in memory for each in others) else None
+    memory = {storage_of(tensor) for tensor in held} if others else set()
+    return f"{own} makes copies in its state_dict" if any(storage_of(each) not in memory for each in others) else None
 
 
 def _makes_state(child: nn.Module) -> bool:
@@ -158,7 +158,7 @@ def _makes_state(child: nn.Module) -> bool:
     return is_overridden or bool(child._state_dict_hooks)  # noqa: SLF001 - as above
 
 
-def _storage(tensor: torch.Tensor) -> int:
+def storage_of(tensor: torch.Tensor) -> int:
     """What is equal for tensors that share memory; of one that has none, what is its own."""
     try:
         return tensor.untyped_storage().data_ptr() or id(tensor)

@@ -204,7 +204,7 @@ class CheckpointManager:
             0 when the run is new, else the step after the restored one.
 
         Raises:
-            PlanError: The plan does not fit; nothing was touched.
+            PlanError: The plan does not fit, or loads into what the state does not hold; nothing was touched.
             ConflictError, CorruptError: As for `resume`.
 
         Example:
@@ -217,6 +217,7 @@ class CheckpointManager:
         """
         if not isinstance(plan, LoadPlan):
             raise TypeError(f"warm_start(plan) takes what torchkeep.plan(path, into=...) gives; not {plan!r}")
+        self._session.refuse_strangers(plan)
         following = self._resume()
         if following is None:
             loaded = plan.apply(strict=strict)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchkeep.errors import NotFoundError
+from torchkeep.errors import NotFoundError, PlanError
 from torchkeep.folder.committed import read_record
 from torchkeep.folder.draft import Draft, DraftTensor
 from torchkeep.folder.parallel import default_threads
@@ -20,6 +20,7 @@ from torchkeep.manager.ranks import Ranks, ranks_here
 from torchkeep.manager.resuming import Resume, Resumed
 from torchkeep.manager.run_folder import RunFolder
 from torchkeep.manager.saving import Call, Saver
+from torchkeep.planning.loadplan import LoadPlan
 from torchkeep.planning.rules import Rule
 from torchkeep.policies import RetentionPolicy
 from torchkeep.verbs.arguments import threads_of
@@ -97,6 +98,30 @@ class Session:
         following, record = self._stand_at(resumed), resumed.committed.record
         self.remember_origin("branch", resumed.committed.path, record.step, record.id)
         return following
+
+    def refuse_strangers(self, plan: LoadPlan) -> None:
+        """Refuse a plan that loads into what the state does not hold: a resume of this run would not have it.
+
+        Raises:
+            PlanError: It does; every such object is named.
+        """
+        from torchkeep.live.holding import not_held
+        from torchkeep.verbs.loading import Execution
+
+        targets = plan.executor.targets if isinstance(plan.executor, Execution) else ()
+        strangers = not_held([target.live for target in targets], self.state)
+        faults = [
+            f"{target.entry or 'into'}: {type(target.live).__name__}"
+            for target in targets
+            if any(target.live is each for each in strangers)
+        ]
+        if faults:
+            raise PlanError(
+                f"the plan for {plan.source} loads into what this manager does not hold; nothing was touched",
+                where=self.folder.path,
+                faults=[*faults, f"in the state: {', '.join(self.state)}"],
+                remedy="make the plan into the very objects that the manager was given: plan(path, into=...)",
+            )
 
     def remember_origin(
         self, how: str, path: str | os.PathLike[str], step: int | None, identity: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,15 +194,27 @@ def plan_load(source: Source, into: object, rules: Sequence[Rule], builder: Buil
     targets = make_targets(source, into)
     pairs = {target.entry: pair for target in targets if (pair := target.pair()) is not None}
 
-    def execute(plan: LoadPlan) -> Loaded:
-        check_bytes(source, needed(plan, targets), threads)
-        check_casts(plan, targets, builder, threads)
-        notes = list(idle_texts(plan))
-        notes += place(plan, targets, builder, threads)
-        rest = without(source.tree, [target.path for target in targets])
-        return Loaded(plan, notes, rest if isinstance(rest, Mapping) else {}, builder)
+    execution = Execution(source, targets, builder, threads)
+    return replace(make_plan(pairs, rules, source=_shown(source.path)), executor=execution)
 
-    return replace(make_plan(pairs, rules, source=_shown(source.path)), executor=execute)
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What carries a plan out: the opened checkpoint, and the objects to load into."""
+
+    source: Source
+    targets: Sequence[Target]
+    builder: Builder
+    threads: int
+
+    def __call__(self, plan: LoadPlan) -> Loaded:
+        """Check every byte that is needed, then place it."""
+        check_bytes(self.source, needed(plan, self.targets), self.threads)
+        check_casts(plan, self.targets, self.builder, self.threads)
+        notes = list(idle_texts(plan))
+        notes += place(plan, self.targets, self.builder, self.threads)
+        rest = without(self.source.tree, [target.path for target in self.targets])
+        return Loaded(plan, notes, rest if isinstance(rest, Mapping) else {}, self.builder)
 
 
 def _shown(path: Path) -> str:

@@ -14,6 +14,7 @@ from torchkeep.errors import PlanError
 from torchkeep.folder.parallel import default_threads
 from torchkeep.folder.read import FolderSource
 from torchkeep.tensors import Source, TensorSpec, is_floating
+from torchkeep.verbs.arguments import threads_of
 from torchkeep.verbs.contents import weights_in
 from torchkeep.verbs.converting import MAX_SHARD_BYTES, Kind, PlannedConversion, target_of
 from torchkeep.verbs.new_files import refuse_taken
@@ -117,7 +118,7 @@ def average(  # noqa: PLR0913 - each is a choice of its own
         if ema_decay is not None:
             opened = _by_step(opened)
         averaging = _averaging(opened, shares, Buffers(buffers), entry)
-        planned = PlannedConversion(averaging, where, kind, MAX_SHARD_BYTES, io_threads or default_threads())
+        planned = PlannedConversion(averaging, where, kind, MAX_SHARD_BYTES, threads_of(io_threads, default_threads))
         planned.decide(None, None)
         done = planned.carry_out(progress)
     finally:

@@ -21,6 +21,7 @@ from torchkeep.planning.rows import Change, Pair, Row, Status
 from torchkeep.planning.rules import Rule
 from torchkeep.tensors import Described, Source, TensorSpec, name_of, walk
 from torchkeep.verbs.alignment import Named, align
+from torchkeep.verbs.arguments import threads_of
 from torchkeep.verbs.sources import open_source
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def diff(
     try:
         other = open_source(second)
         try:
-            threads = io_threads or default_threads()
+            threads = threads_of(io_threads, default_threads)
             return difference_of(one, other, rules, weights_only=weights_only, threads=threads, progress=progress)
         finally:
             other.close()

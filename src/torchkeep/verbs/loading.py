@@ -19,6 +19,7 @@ from torchkeep.planning.report import idle_texts
 from torchkeep.planning.rows import Row, Status
 from torchkeep.planning.rules import Rule
 from torchkeep.tensors import Source, TensorSpec, tensors_of
+from torchkeep.verbs.arguments import threads_of
 from torchkeep.verbs.sources import check_bytes, open_source
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ def load(
         raise ValueError("rules, strict and min_coverage say how objects are filled: give them as into=")
     if mmap and into is not None:
         raise ValueError("mmap=True goes without into: objects that exist have their memory, and are filled in place")
+    threads = threads_of(io_threads, default_threads)
     source = open_source(path)
-    threads = io_threads or default_threads()
     mapped = MappedFiles(source) if mmap else None
     builder = Builder(source, "cpu" if map_location is None else map_location, mapped)
     if into is None:
@@ -183,8 +184,9 @@ def plan(
     """
     from torchkeep.live.build import Builder
 
+    threads = threads_of(io_threads, default_threads)
     builder = Builder(open_source(path), "cpu" if map_location is None else map_location)
-    return plan_load(builder.source, into, rules, builder, io_threads or default_threads())
+    return plan_load(builder.source, into, rules, builder, threads)
 
 
 def plan_load(source: Source, into: object, rules: Sequence[Rule], builder: Builder, threads: int) -> LoadPlan:

@@ -17,6 +17,7 @@ from torchkeep.folder.read import FolderSource
 from torchkeep.folder.runs import is_step_name
 from torchkeep.folder.verified import remember
 from torchkeep.tensors import Source, TensorSpec, bits_of, tensors_of
+from torchkeep.verbs.arguments import threads_of
 from torchkeep.verbs.name_hash import fault_of_name, hash_in
 from torchkeep.verbs.sources import open_source
 
@@ -122,7 +123,7 @@ def verify(
         found = Verification(
             Path(path), source.format, _STRENGTH.get(source.format, "structure"), len(distinct), 0, (), share
         )
-        threads = io_threads or default_threads()
+        threads = threads_of(io_threads, default_threads)
         if isinstance(source, FolderSource) and share == 1:
             found = _read_all(source, distinct, found, threads, progress)
             _remember(source, found)

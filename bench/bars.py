@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import rows
 from measures import Results, Times
-
-DCP = "DCP, 2 threads"
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Measured:
         return statistics.median(self.states[state].beside[name].held)
 
     def memory(self, action: str) -> float:
-        found = getattr(self.states["a"].waiting["torchkeep"], f"{action}_memory")
+        found = getattr(self.states["a"].waiting[rows.TORCHKEEP], f"{action}_memory")
         if found is None:
             raise KeyError(action)
         return found / 1e6
@@ -61,52 +60,52 @@ Judged = tuple[Bar, float | None]
 BARS: Sequence[Bar] = (
     Bar(
         "(a) durable save against the best of torch.save, safetensors and DCP",
-        lambda m: min(map(m.saves, ("torch", "safetensors", DCP))) / m.saves("torchkeep"),
+        lambda m: min(map(m.saves, (rows.TORCH, rows.SAFETENSORS, rows.DCP))) / m.saves(rows.TORCHKEEP),
         "at least",
         1.3,
     ),
     Bar(
         "(a) durable save against a bare O_DIRECT write",
-        lambda m: m.saves("bare O_DIRECT write") / m.saves("torchkeep"),
+        lambda m: m.saves(rows.BARE_WRITE) / m.saves(rows.TORCHKEEP),
         "at least",
         0.9,
     ),
     Bar(
         "(a) load, warm, against torch.load + load_state_dict",
-        lambda m: m.warm("torch") / m.warm("torchkeep"),
+        lambda m: m.warm(rows.TORCH) / m.warm(rows.TORCHKEEP),
         "at least",
         6,
     ),
-    Bar("(a) load, cold, against the same", lambda m: m.cold("torch") / m.cold("torchkeep"), "at least", 1.1),
+    Bar("(a) load, cold, against the same", lambda m: m.cold(rows.TORCH) / m.cold(rows.TORCHKEEP), "at least", 1.1),
     Bar(
         "(a) resume, cold, against the same",
-        lambda m: m.cold("torch") / m.cold("torchkeep, as resume"),
+        lambda m: m.cold(rows.TORCH) / m.cold(rows.RESUME),
         "at least",
         1.8,
     ),
     Bar(
         "(a) load, warm, against torch.load(mmap=True) + load_state_dict",
-        lambda m: m.warm("torch, mmap") / m.warm("torchkeep"),
+        lambda m: m.warm(rows.TORCH_MAPPED) / m.warm(rows.TORCHKEEP),
         "at least",
         0.85,
     ),
-    Bar("(b) held, against moonclip", lambda m: m.held("b", "torchkeep") / m.held("b", "moonclip"), "at most", 1),
-    Bar("(b) held, against DCP", lambda m: m.held("b", "torchkeep") / m.held("b", DCP), "at most", 1 / 3),
+    Bar("(b) held, against moonclip", lambda m: m.held("b", rows.TORCHKEEP) / m.held("b", rows.MOONCLIP), "at most", 1),
+    Bar("(b) held, against DCP", lambda m: m.held("b", rows.TORCHKEEP) / m.held("b", rows.DCP), "at most", 1 / 3),
     Bar(
         "(b) held with overlap, against without",
-        lambda m: m.held("b", "torchkeep, overlapped") / m.held("b", "torchkeep"),
+        lambda m: m.held("b", rows.OVERLAPPED) / m.held("b", rows.TORCHKEEP),
         "at most",
         0.1,
     ),
     Bar(
         "(c) held, against torch.save of the same",
-        lambda m: m.held("c", "torchkeep") / m.held("c", "torch"),
+        lambda m: m.held("c", rows.TORCHKEEP) / m.held("c", rows.TORCH),
         "at most",
         0.05,
     ),
     Bar(
         "(c) on disk, against one backbone and 20 heads",
-        lambda m: m.states["c"].beside["torchkeep"].disk / m.states["c"].least_bytes,
+        lambda m: m.states["c"].beside[rows.TORCHKEEP].disk / m.states["c"].least_bytes,
         "at most",
         1.05,
     ),

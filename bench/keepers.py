@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import rows
 import torch.distributed.checkpoint as dcp
 from states import State
 from tools import dcp_writer, is_installed, load_torchkeep, save_torch
@@ -93,9 +94,9 @@ def load_moonclip(state: State, folder: Path) -> None:
 
 def keepers(state: State) -> list[Keeper]:
     """Those that are installed; without an optimizer there is no step to overlap with."""
-    found = [Keeper("torchkeep", keep_torchkeep, load_newest)]
+    found = [Keeper(rows.TORCHKEEP, keep_torchkeep, load_newest)]
     if state.optimizer is not None:
         overlapped = lambda state, folder: keep_torchkeep(state, folder, staging=Staging.OVERLAPPED)  # noqa: E731
-        found.append(Keeper("torchkeep, overlapped", overlapped, is_overlapped=True))
-    found += [Keeper("torch", keep_torch), Keeper("DCP, 2 threads", keep_dcp)]
-    return found + ([Keeper("moonclip", keep_moonclip, load_moonclip)] if is_installed("moonclip") else [])
+        found.append(Keeper(rows.OVERLAPPED, overlapped, is_overlapped=True))
+    found += [Keeper(rows.TORCH, keep_torch), Keeper(rows.DCP, keep_dcp)]
+    return found + ([Keeper(rows.MOONCLIP, keep_moonclip, load_moonclip)] if is_installed("moonclip") else [])

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 
 from keepers import Keeper, Run, Wait
+from rows import BARE_WRITE
 from states import State
 from tools import BareWrite, Tool, bytes_on_disk, clear, evict, read_through
 
@@ -115,8 +116,8 @@ def measure_waiting(state: State, folder: Path, tools: list[Tool], rounds: int, 
             rows |= {name: Figures() for name in tool.loads}
             rows[tool.name].disk, rows[tool.name].checkpoints = bytes_on_disk(loads[tool.name][1]), 1
             acts[tool.name] = partial(save, tool.name, partial(tool.save, state))
-    rows["bare O_DIRECT write"] = Figures()
-    acts["bare O_DIRECT write"] = partial(save, "bare O_DIRECT write", bare.write)
+    rows[BARE_WRITE] = Figures()
+    acts[BARE_WRITE] = partial(save, BARE_WRITE, bare.write)
     for number in range(rounds):
         take_turns(acts, number, say)
     for row in rows.values():

@@ -112,7 +112,7 @@ def facts(folder: Path, rounds: int) -> list[str]:
         f"Linux {platform.release()}",
         f"{_output('df', '--output=fstype', str(folder)).split()[-1]}",
         f"huge pages: {huge}",
-        "no GPU",
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
     ]
     commit = _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
     own = f"torchkeep {tk.__version__}{f' ({commit})' if commit else ''}"

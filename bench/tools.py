@@ -6,7 +6,6 @@ import importlib
 import mmap
 import os
 import shutil
-import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import rows
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
@@ -21,9 +21,12 @@ from states import State
 
 import torchkeep as tk
 from torchkeep.folder.aligned_file import BOUNCE_BYTES, AlignedFile
+from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import open_folder
 from torchkeep.live.build import Builder
 from torchkeep.verbs.loading import resume_into
+
+BARE_THREADS = 8
 
 
 def flush(path: Path) -> None:
@@ -168,37 +171,30 @@ class BareWrite:
     def write(self, path: Path) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         file = AlignedFile(descriptor, len(self.bytes))
-        positions = iter(range(0, len(self.bytes), BOUNCE_BYTES))
-
-        def work() -> None:
-            for at in positions:
-                file.write(self.bytes[at : at + BOUNCE_BYTES], at)
-
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for each in threads:
-            each.start()
-        for each in threads:
-            each.join()
-        os.fsync(descriptor)
-        os.close(descriptor)
+        try:
+            positions = range(0, len(self.bytes), BOUNCE_BYTES)
+            in_parallel(lambda at: file.write(self.bytes[at : at + BOUNCE_BYTES], at), positions, BARE_THREADS)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def tools() -> list[Tool]:
     """Those that are installed; torchkeep comes first."""
-    of_torchkeep = {"torchkeep": load_torchkeep, "torchkeep, as resume": resume_torchkeep}
+    of_torchkeep = {rows.TORCHKEEP: load_torchkeep, rows.RESUME: resume_torchkeep}
     of_torch = {
-        "torch": load_torch,
-        "torch, mmap": partial(load_torch, mapped=True),
-        "torch, mmap, assign": assign_torch,
+        rows.TORCH: load_torch,
+        rows.TORCH_MAPPED: partial(load_torch, mapped=True),
+        rows.TORCH_ASSIGNED: assign_torch,
     }
     found = [
-        Tool("torchkeep", save_torchkeep, of_torchkeep),
-        Tool("torch", save_torch, of_torch),
-        Tool("safetensors", save_safetensors, {"safetensors": load_safetensors}),
-        Tool("DCP, 2 threads", save_dcp, {"DCP, 2 threads": load_dcp}),
+        Tool(rows.TORCHKEEP, save_torchkeep, of_torchkeep),
+        Tool(rows.TORCH, save_torch, of_torch),
+        Tool(rows.SAFETENSORS, save_safetensors, {rows.SAFETENSORS: load_safetensors}),
+        Tool(rows.DCP, save_dcp, {rows.DCP: load_dcp}),
     ]
     if is_installed("torchsnapshot"):
-        found.append(Tool("torchsnapshot", save_torchsnapshot, {"torchsnapshot": load_torchsnapshot}))
+        found.append(Tool(rows.TORCHSNAPSHOT, save_torchsnapshot, {rows.TORCHSNAPSHOT: load_torchsnapshot}))
     return found
 
 

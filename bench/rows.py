@@ -1,0 +1,13 @@
+"""What the rows of the tables are called: bars find their figures by these names."""
+
+TORCHKEEP = "torchkeep"
+RESUME = "torchkeep, as resume"
+OVERLAPPED = "torchkeep, overlapped"
+TORCH = "torch"
+TORCH_MAPPED = "torch, mmap"
+TORCH_ASSIGNED = "torch, mmap, assign"
+SAFETENSORS = "safetensors"
+DCP = "DCP, 2 threads"
+TORCHSNAPSHOT = "torchsnapshot"
+MOONCLIP = "moonclip"
+BARE_WRITE = "bare O_DIRECT write"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
@@ -17,7 +18,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 _KINDS: tuple[Any, ...] = (LRScheduler, ReduceLROnPlateau, torch.optim.Optimizer, torch.amp.GradScaler, AveragedModel)
+_UNLINKED = (torch.amp.GradScaler, AveragedModel)  # they refer to nothing of the training that they are of
 _NESTED = ("_schedulers", "schedulers")
+_registered_beside: WeakKeyDictionary[Any, WeakSet[Any]] = WeakKeyDictionary()  # of what is unlinked: modules
 
 
 def unregistered(state: Mapping[str, object]) -> list[str]:
@@ -30,6 +33,8 @@ def unregistered(state: Mapping[str, object]) -> list[str]:
         >>> unregistered({"model": model, "optimizer": optimizer})
         ["the StepLR of 'optimizer' is not in this checkpoint"]
     """
+    modules = WeakSet(value for value in state.values() if isinstance(value, nn.Module))
+    _registered_beside.update((value, modules) for value in state.values() if isinstance(value, _UNLINKED))
     if _findings(state):
         gc.collect()  # what only waits to be collected is not there
     return list(dict.fromkeys(_findings(state)))
@@ -40,9 +45,15 @@ def _findings(state: Mapping[str, object]) -> list[str]:
     registered = {id(each) for value in state.values() for each in _with_nested(value)}
     found = list(_parameters_of_no_module(state))
     for each in _alive((*_KINDS, DataLoader, _BaseDataLoaderIter)):
-        if id(each) not in registered:
+        if id(each) not in registered and not _is_of_another_training(each, registered):
             found += _finding(each, names, state)
     return found
+
+
+def _is_of_another_training(each: object, registered: set[int]) -> bool:
+    """Whether it was in another state before, and in that was no module of this one."""
+    beside = _registered_beside.get(each) if isinstance(each, _UNLINKED) else None
+    return beside is not None and registered.isdisjoint(map(id, beside))
 
 
 def _alive(kinds: tuple[Any, ...]) -> list[Any]:

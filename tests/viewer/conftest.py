@@ -40,7 +40,7 @@ def run(tmp_path_factory):
                         parameter.add_(0.01 * index * torch.randn_like(parameter))
             loss = float("nan") if step == 300 else 100 / step
             metrics = {"loss": loss, "<b>acc</b>": step / 700, "constructor": 1.0}
-            manager.save(step, metrics=metrics, tags=["<i>paper</i>"] if step == 400 else [])
+            manager.save(step, metrics=metrics, tags=["<i>paper"] if step == 400 else [])
     damaged = folder / "step-00000700"
     shutil.copytree(folder / "step-00000600", damaged)
     return folder

@@ -48,7 +48,7 @@ def test_a_run_opens_with_a_curve_per_metric_and_a_dot_per_checkpoint(server, ru
     assert page.locator(".bar-whole").get_attribute("d").count("M") == 6
     assert page.locator(".bar-added").bounding_box()["height"] > 10
     assert texts(page, "#view-run .list-row .cell:first-child")[0] == "600"
-    assert texts(page, "#view-run .list-row .chips .state") == ["<i>paper</i>"]
+    assert texts(page, "#view-run .list-row .chips .state") == ["<i>paper"]
     assert "step-00000700: " in page.inner_text("#view-run .note.bad")
 
 

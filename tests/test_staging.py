@@ -284,3 +284,38 @@ thread.join()
 def test_a_program_that_ends_while_a_save_is_under_way_commits_it_first(kind, tmp_path):
     subprocess.run([sys.executable, "-c", SAVE_AND_END, tmp_path, kind], check=True, timeout=100)
     assert [each.step for each in tk.checkpoints(tmp_path)] == [0]
+
+
+INTERRUPTED_AND_END = """
+import sys, threading, torch, torchkeep as tk
+wait = threading.Event.wait
+
+def interrupted(event, timeout=None):
+    if sys._getframe(1).f_code.co_name != "start" or threading.current_thread() is not threading.main_thread():
+        return wait(event, timeout)
+    threading.Event.wait = wait
+    wait(event, timeout)
+    raise KeyboardInterrupt  # where a signal's handler raises it, while the thread of the first save starts
+
+threading.Event.wait = interrupted
+tk.CheckpointManager(sys.argv[1], {"w": torch.zeros(8)}).save(0)
+"""
+
+
+def test_a_program_that_an_interrupt_ends_while_a_save_begins_ends(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_AND_END, tmp_path],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr.splitlines()[-1] == "KeyboardInterrupt"
+    assert tk.verify(tmp_path / "step-00000000")
+
+
+def test_memory_that_is_freed_before_it_is_saved_is_said(tmp_path):
+    weights = torch.zeros(8)
+    weights.untyped_storage().resize_(0)
+    with pytest.raises(CheckpointError, match=r"the memory of a tensor of 32 bytes was freed before it was saved"):
+        tk.save({"w": weights}, tmp_path / "saved")

@@ -332,3 +332,20 @@ def _still_holds(held: lease.Lease) -> bool:
 def test_a_worker_that_is_forked_during_a_commit_holds_up_no_later_one(tmp_path):
     with python(FORK_IN_A_COMMIT, tmp_path) as process:
         assert process.stdout.readline() == "3 True\n"
+
+
+def test_a_lock_whose_release_is_interrupted_is_not_held_and_closes_nobodys_file(tmp_path, monkeypatch):
+    def close_and_be_interrupted(descriptor):
+        monkeypatch.undo()
+        os.close(descriptor)
+        raise KeyboardInterrupt
+
+    held = RunLock(tmp_path)
+    monkeypatch.setattr(os, "close", close_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        held.release()
+    assert not held.is_held
+    with (tmp_path / "other").open("w") as other:
+        held.release()
+        other.write("still open")
+    RunLock(tmp_path).release()

@@ -74,12 +74,15 @@ class RunLock:
         with _guard:
             if not self.is_held:
                 return
-            _held.pop(self._key, None)
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-            if self._lease is not None:
-                self._lease.release()
+            # Forgotten before they are given up: an interrupt may come between any two steps, and a number that was
+            # closed may by then be another file's.
+            descriptor, lease = self._descriptor, self._lease
             self._descriptor, self._lease = -1, None
+            _held.pop(self._key, None)
+            if descriptor >= 0:
+                os.close(descriptor)
+            if lease is not None:
+                lease.release()
 
 
 def _acquire(folder: Path) -> tuple[int, Lease | None]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from torchkeep.errors import CheckpointError
 from torchkeep.tensors import TensorSpec
 
 
@@ -59,7 +60,16 @@ def memory_of_flat(flat: torch.Tensor) -> memoryview:
 
 
 def array_of_flat(flat: torch.Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """The same as an array. ``flat.numpy()`` would forbid its owner to resize the storage ever again."""
+    """The same as an array. ``flat.numpy()`` would forbid its owner to resize the storage ever again.
+
+    Raises:
+        CheckpointError: Somebody has freed the storage.
+    """
+    if flat.numel() and not flat.data_ptr():
+        raise CheckpointError(
+            f"the memory of a tensor of {flat.numel():,} bytes was freed before it was saved",
+            remedy="resize storages after the save is staged, or save before they are freed",
+        )
     return np.asarray(_Memory(flat))
 
 

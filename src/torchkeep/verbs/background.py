@@ -41,6 +41,10 @@ class SavingThread:
             executor.submit(work)
         except RuntimeError:
             work()
+        except BaseException:
+            # Its thread may be under way and in no list of those that an exit of the interpreter ends.
+            executor.shutdown(wait=False)
+            raise
         else:
             self._executor = executor
 

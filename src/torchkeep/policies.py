@@ -95,9 +95,22 @@ class SaveWhen:
         return (self,)
 
     def __or__(self, other: SaveWhen) -> AnyOf:
+        _refuse_to_join(self, other)
         if not isinstance(other, SaveWhen):
             return NotImplemented
         return AnyOf((*self.parts, *other.parts))
+
+    def __ror__(self, other: object) -> AnyOf:
+        _refuse_to_join(self, other)
+        return NotImplemented
+
+
+def _refuse_to_join(when: SaveWhen, other: object) -> None:
+    if isinstance(other, RetentionPolicy):
+        raise TypeError(
+            f"{when!r} says when to save and {other!r} what to keep: they do not join; "
+            f"give each its own name: save_when={when!r}, retain={other!r}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

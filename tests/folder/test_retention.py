@@ -65,13 +65,24 @@ def test_a_decision_says_every_reason():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: KeepLast(0), "n must be a positive integer, not 0"),
-        (lambda: KeepLast(True), "n must be a positive integer, not True"),
-        (lambda: KeepEvery(-5), "steps must be a positive integer, not -5"),
-        (lambda: KeepBest(1.5, "acc", mode="max"), "n must be a positive integer, not 1.5"),
-        (lambda: KeepBest(1, "acc", mode="best"), "mode must be 'max' or 'min', not 'best'"),
-        (lambda: KeepWithin(0), "size_bytes must be a positive integer, not 0"),
-        (lambda: OptimizerInLast(0), "n must be a positive integer, not 0"),
+        (lambda: KeepLast(0), "KeepLast: n must be a positive integer, not 0"),
+        (lambda: KeepLast(True), "KeepLast: n must be a positive integer, not True"),
+        (lambda: KeepEvery(-5), "KeepEvery: steps must be a positive integer, not -5"),
+        (
+            lambda: KeepBest(1.5, "acc", mode="max"),
+            "KeepBest: n must be a positive integer, not 1.5",
+        ),
+        (
+            lambda: KeepBest(1, "acc", mode="best"),
+            "KeepBest: mode must be 'max' or 'min', not 'best'",
+        ),
+        (
+            lambda: KeepBest("loss", 1, mode="max"),
+            "KeepBest: n must be a positive integer, not 'loss'\nKeepBest: metric must be the name of a metric, not 1",
+        ),
+        (lambda: KeepWithin(0), "KeepWithin: size_bytes must be a positive integer, as 20 * 10**9, not 0"),
+        (lambda: KeepWithin("20GB"), "KeepWithin: size_bytes must be a positive integer, as 20 * 10**9, not '20GB'"),
+        (lambda: OptimizerInLast(0), "OptimizerInLast: n must be a positive integer, not 0"),
     ],
 )
 def test_a_policy_that_means_nothing_is_a_value_error(make, message):

@@ -52,6 +52,13 @@ def test_policies_compose_in_any_order_and_only_with_policies():
     assert not policy.is_due(Moment(4, 3))
     with pytest.raises(TypeError, match="unsupported operand"):
         tk.EverySteps(2) | 3
+    for join in (lambda: tk.EverySteps(2) | tk.KeepLast(2), lambda: tk.KeepLast(2) | tk.EverySteps(2)):
+        with pytest.raises(TypeError) as refused:
+            join()
+        assert str(refused.value) == (
+            "EverySteps(steps=2) says when to save and KeepLast(2) what to keep: they do not join; "
+            "give each its own name: save_when=EverySteps(steps=2), retain=KeepLast(2)"
+        )
     with pytest.raises(TypeError, match="save_when is 3: a policy is wanted"):
         tk.CheckpointManager("x", {"p": {}}, save_when=3)
 

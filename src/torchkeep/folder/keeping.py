@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -48,7 +48,7 @@ class KeepLast(RetentionPolicy):
     n: int
 
     def __post_init__(self) -> None:
-        _check_positive("n", self.n)
+        _refuse(*_positive("KeepLast", "n", self.n))
 
     def judge(self, checkpoints: Sequence[Candidate]) -> list[list[Verdict]]:
         """Keep those at the end."""
@@ -84,7 +84,7 @@ class KeepEvery(RetentionPolicy):
     steps: int
 
     def __post_init__(self) -> None:
-        _check_positive("steps", self.steps)
+        _refuse(*_positive("KeepEvery", "steps", self.steps))
 
     def judge(self, checkpoints: Sequence[Candidate]) -> list[list[Verdict]]:
         """Keep multiples, counted like `EverySteps` counts: step 999 is the thousandth."""
@@ -106,7 +106,7 @@ class KeepBest(RetentionPolicy):
     One without the metric, with NaN for it, or with NaN or inf in its parameters, is never best.
 
     Raises:
-        ValueError: `n` is not a positive integer, or `mode` is neither ``"max"`` nor ``"min"``.
+        ValueError: `n` is not a positive integer, `metric` no name, or `mode` neither ``"max"`` nor ``"min"``.
 
     Example:
         >>> from torchkeep.policies import decide
@@ -123,9 +123,12 @@ class KeepBest(RetentionPolicy):
     mode: Literal["max", "min"] = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_positive("n", self.n)
+        faults = list(_positive("KeepBest", "n", self.n))
+        if not isinstance(self.metric, str) or not self.metric:
+            faults.append(f"KeepBest: metric must be the name of a metric, not {self.metric!r}")
         if self.mode not in ("max", "min"):
-            raise ValueError(f"mode must be 'max' or 'min', not {self.mode!r}")
+            faults.append(f"KeepBest: mode must be 'max' or 'min', not {self.mode!r}")
+        _refuse(*faults)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -225,7 +228,7 @@ class KeepWithin(RetentionPolicy):
     size_bytes: int
 
     def __post_init__(self) -> None:
-        _check_positive("size_bytes", self.size_bytes)
+        _refuse(*_positive("KeepWithin", "size_bytes", self.size_bytes, ", as 20 * 10**9"))
 
     def judge(self, checkpoints: Sequence[Candidate]) -> list[list[Verdict]]:
         """Keep what is left."""
@@ -291,7 +294,7 @@ class OptimizerInLast(RetentionPolicy):
     n: int
 
     def __post_init__(self) -> None:
-        _check_positive("n", self.n)
+        _refuse(*_positive("OptimizerInLast", "n", self.n))
 
     def judge(self, checkpoints: Sequence[Candidate]) -> list[list[Verdict]]:
         """Keep all, those before the last `n` without their optimizers."""
@@ -313,9 +316,15 @@ def _verdict(what: str, *, keep: bool, detail: str = "") -> Verdict:
     return Verdict(keep, what + detail if keep else f"not {what}")
 
 
-def _check_positive(name: str, value: object) -> None:
+def _positive(policy: str, name: str, value: object, hint: str = "") -> Iterator[str]:
+    """What is wrong with a number of a policy that has to be an integer of 1 or more."""
     if type(value) is not int or value < 1:
-        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        yield f"{policy}: {name} must be a positive integer{hint}, not {value!r}"
+
+
+def _refuse(*faults: str) -> None:
+    if faults:
+        raise ValueError("\n".join(faults))
 
 
 KINDS: Mapping[str, Callable[..., RetentionPolicy]] = {

@@ -206,18 +206,24 @@ def _up(position: int) -> int:
 
 
 def _allocate(descriptor: int, nbytes: int) -> None:
-    """Take room for a file, so that a full disk is known before hours of writing, and in one piece.
+    """Take room for a file, so that a full disk is known before hours of writing, and in one piece."""
+    error = fallocate(descriptor, nbytes) if nbytes >= _DIRECT_FROM_BYTES else 0
+    if error in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        raise OSError(error, os.strerror(error))
+
+
+def fallocate(descriptor: int, nbytes: int) -> int:
+    """Linux's `fallocate`: the number of its error, 0 for none, ENOSYS where there is no such call.
 
     Not `posix_fallocate`: where the file system cannot, the C library would write every block.
     """
-    if not sys.platform.startswith("linux") or nbytes < _DIRECT_FROM_BYTES:
-        return
     library = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(library, "fallocate64"):
-        return
+    if not nbytes:
+        return 0
+    if not sys.platform.startswith("linux") or not hasattr(library, "fallocate64"):
+        return errno.ENOSYS
     while library.fallocate64(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(nbytes)):
         error = ctypes.get_errno()
-        if error in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise OSError(error, os.strerror(error))
         if error != errno.EINTR:
-            return
+            return error
+    return 0

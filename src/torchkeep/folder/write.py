@@ -6,6 +6,7 @@ left and commits; by then a caller may have replaced the readers by ones over me
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, contextmanager
@@ -239,6 +240,9 @@ def _write_all(staged: Staged) -> tuple[Record, int]:
     indexes: dict[str, str] = {}
     write_now(staged, dict(staged.to_write))
     in_parallel(lambda file: fsync_path(folder / file), staged.linked, staged.threads)  # never flushed before, perhaps
+    in_linked: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
+    for (_, name), tensor in staged.linked_tensors.items():
+        in_linked[tensor.shard][name] = tensor
     for group, drafts in staged.draft.groups.items():
         linked = {file: shard for file, shard in staged.linked.items() if shard.group == group}
         written = [each for each in staged.written if each.shard.group == group]
@@ -249,8 +253,7 @@ def _write_all(staged: Staged) -> tuple[Record, int]:
             if final != file:
                 (folder / file).rename(folder / final)
             shards[final] = replace(shard, mtime_ns=(folder / final).stat().st_mtime_ns)
-            of_file = {n: t for (g, n), t in staged.linked_tensors.items() if g == group and t.shard == file}
-            placed |= {name: replace(tensor, shard=final) for name, tensor in of_file.items()}
+            placed |= {name: replace(tensor, shard=final) for name, tensor in in_linked[file].items()}
         for each in written:
             final = _shard_name(stems[group], each.shard.digest, count)
             each.path.rename(folder / final)

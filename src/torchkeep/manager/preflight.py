@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import secrets
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchkeep.errors import CheckpointError, FormatError
+from torchkeep.folder.aligned_file import fallocate
 from torchkeep.folder.durable import fsync_path
 from torchkeep.folder.removal import TRASH, delete_tree
 from torchkeep.manager.scratch import first_difference, leaves_of, scratch
@@ -95,7 +95,7 @@ def _space_faults(place: Path, needed_bytes: int, *, grows: bool) -> Iterator[st
     what = "one checkpoint takes" if grows else "checkpoints take"
     descriptor = os.open(place / "space", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        error = _fallocate(descriptor, needed_bytes)
+        error = fallocate(descriptor, needed_bytes)
     finally:
         os.close(descriptor)
         (place / "space").unlink()
@@ -106,15 +106,6 @@ def _space_faults(place: Path, needed_bytes: int, *, grows: bool) -> Iterator[st
         yield f"{what} {format_bytes(needed_bytes)}, and {format_bytes(free_bytes(place))} are free"
     elif error == errno.EFBIG:
         yield f"a file of {format_bytes(needed_bytes)} is larger than this process may write"
-
-
-def _fallocate(descriptor: int, size_bytes: int) -> int:
-    """`fallocate`; the error number, 0 for none. Unlike `posix_fallocate` it never writes instead."""
-    library = ctypes.CDLL(None, use_errno=True)
-    if size_bytes == 0 or not hasattr(library, "fallocate64"):
-        return 0 if size_bytes == 0 else errno.ENOSYS
-    done = library.fallocate64(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size_bytes))
-    return 0 if done == 0 else ctypes.get_errno()
 
 
 def _round_trip_faults(session: Session) -> list[str]:

@@ -110,6 +110,19 @@ def test_any_formats_are_averaged_into_any_format(name, tmp_path):
         assert (weights["h"].dtype, weights["h"].torch().tolist()) == ("float32", [1.5, 1.5])
 
 
+@pytest.mark.parametrize("wrapped_last", [False, True])
+def test_wrappers_are_no_difference_and_the_last_names_stay(tmp_path, wrapped_last):
+    models = [network(seed) for seed in (1, 2)]
+    sides = [nn.DataParallel(models[0]), models[1]][:: -1 if wrapped_last else 1]
+    for at, model in enumerate(sides):
+        torch.save(model.state_dict(), tmp_path / f"{at}.pt")
+    tk.average([tmp_path / "0.pt", tmp_path / "1.pt"], tmp_path / "soup")
+    state = tk.load(tmp_path / "soup")
+    assert list(state) == list(sides[1].state_dict())
+    expected = (models[0][3].weight.double() + models[1][3].weight.double()) / 2
+    assert torch.equal(state[f"{'module.' * wrapped_last}3.weight"], expected.float().detach())
+
+
 def test_one_checkpoint_is_its_own_average(tmp_path):
     torch.save(network(3).state_dict(), tmp_path / "a.pt")
     tk.average([tmp_path / "a.pt"], tmp_path / "b.pt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from torchkeep.errors import PlanError
 from torchkeep.folder.parallel import default_threads
 from torchkeep.folder.read import FolderSource
+from torchkeep.planning.match import find_names
 from torchkeep.tensors import Source, TensorSpec, is_floating
 from torchkeep.verbs.arguments import threads_of
 from torchkeep.verbs.contents import weights_in
@@ -72,7 +73,8 @@ def average(  # noqa: PLR0913 - each is a choice of its own
 ) -> Averaged:
     """Average the weights of checkpoints of any formats into one new state dict, without holding a tensor whole.
 
-    Sums are taken in double precision and rounded once, so the result is what `torch.optim.swa_utils.AveragedModel`
+    Names are those of the last checkpoint; the wrappers that `load` sees through (``module.``) are no difference. Sums
+    are taken in double precision and rounded once, so the result is what `torch.optim.swa_utils.AveragedModel`
     computes step by step, but for its roundings. Integers, as batch norms' counts, are the last checkpoint's. Averaged
     running statistics are an approximation: `torch.optim.swa_utils.update_bn` computes those of the averaged weights.
 
@@ -167,11 +169,20 @@ def _averaging(opened: Sequence[Source], shares: Sequence[float], buffers: Buffe
     from torchkeep.arithmetic.averaging import Averaging
 
     sides = [weights_in(source, entry)[1] for source in opened]
+    sides = [_named_as(sides[-1], side) for side in sides]
     _require_equal(opened, sides)
     specs = {name: [side[name] for side in sides] for name in sides[-1]}
     statistics = frozenset(name for name in specs if name.endswith(_STATISTICS))
     about = {"averaged_from": [source.path.name for source in opened], "weights": list(shares)}
     return Averaging(opened, shares, specs, statistics if buffers is Buffers.LAST else frozenset(), about)
+
+
+def _named_as(last: Mapping[str, TensorSpec], side: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """A state dict by the names that another has for the same tensors; what that has not keeps its own."""
+    own = find_names({name: name for name in side}, last, ())
+    taken = set(own.values())
+    rest = {name: spec for name, spec in side.items() if name not in taken}
+    return {name: side[of_side] for name, of_side in own.items()} | rest
 
 
 def _go_together(one: str, other: str) -> bool:

@@ -113,16 +113,18 @@ def test_a_refusal_in_loose_mode_names_only_what_no_looseness_allows():
 def test_a_checkpoint_of_something_else_is_asked_about_and_not_skipped_away():
     plan = make_plan({"": Pair({"x": spec(3)}, {"y.z": spec(2)}, "module", "Net")}, [], source="ckpt")
     assert error_text(plan).endswith(
-        "hint: nothing in it fits: is this the checkpoint, and the entry of it, that was meant?"
+        "hint: nothing in it fits: is this the checkpoint, and the entry of it, that was meant?\n"
+        "    its names are x\n    the model's are y.z"
     )
 
 
 def test_a_checkpoint_of_which_hardly_anything_fits_is_asked_about_too():
     old = {"head.bias": spec(2), "stem.weight": spec(50, 9)}
-    new = {"head.bias": spec(2), "body.weight": spec(9, 40)}
+    new = {"head.bias": spec(2), "body.weight": spec(9, 40), "body.bias": spec(9), "end.bias": spec(1)}
     plan = make_plan({"": Pair(old, new, "module", "Net")}, [], source="ckpt")
     assert error_text(plan).endswith(
-        "hint: 0.5 % of it fits: is this the checkpoint, and the entry of it, that was meant?"
+        "hint: 0.5 % of it fits: is this the checkpoint, and the entry of it, that was meant?\n"
+        "    its names are head.bias, stem.weight\n    the model's are head.bias, body.weight, body.bias, ..."
     )
 
 
@@ -137,7 +139,18 @@ def test_rules_that_leave_everything_alone_are_refused_and_said(loosely):
         '  Only("typo") matched nothing',
         "  hint: skip less; the model's names are a.w, b.w, c.w, ...",
     ]
+    assert "  nothing would be loaded: the rules leave everything alone" in str(plan).splitlines()
     plan.check(strict=False, min_coverage=0)
+
+
+def test_a_model_of_several_that_an_only_without_meaning_leaves_alone_is_named():
+    pairs = {name: Pair({"w": spec(2)}, {"w": spec(2)}, "module", "Net") for name in "GD"}
+    plan = make_plan(pairs, [Only("typo", "v", entry="G")], source="ckpt")
+    assert "  nothing would be loaded into G: the rules leave everything alone" in str(plan).splitlines()
+    with pytest.raises(PlanError, match=r"nothing would be loaded into G, the rules .*\n.*\n.*\n.* names are w$"):
+        plan.check(strict=True)
+    for rule in (Only("typo", "w", entry="G"), Skip("*", entry="G"), Only("typo", entry="elsewhere")):
+        make_plan(pairs, [rule], source="ckpt").check(strict=True)
 
 
 def test_what_has_nothing_to_load_into_is_no_fault():

@@ -13,7 +13,7 @@ from torchkeep.planning.extra_state import extra_names, match_extra_state
 from torchkeep.planning.match import arrange, match
 from torchkeep.planning.regrouping import Fuse, Split
 from torchkeep.planning.rows import Pair, Row, Status
-from torchkeep.planning.rules import Rename, Rule
+from torchkeep.planning.rules import Only, Rename, Rule
 from torchkeep.planning.suggest import Suggestions, suggest
 
 Executor: TypeAlias = Callable[["LoadPlan"], object]
@@ -101,6 +101,23 @@ class LoadPlan:
         """
         return tuple(row.name for row in self._counting_rows(entry) if row.model is not None and not _arrives(row))
 
+    @property
+    def left_alone(self) -> tuple[str, ...]:
+        """Entries whose models would get nothing at all by these rules, and hardly on purpose.
+
+        All of them where nothing would be loaded into any object, else those of an `Only` that means no name.
+        """
+        models = [entry for entry, pair in self.pairs.items() if pair.counts and pair.model]
+        arriving = (match_extra_state(entry, pair, self.rules).arriving for entry, pair in self.pairs.items())
+        if self.rules and all(row.status is Status.SKIPPED for row in self.rows) and not any(arriving):
+            return tuple(models)
+        void = [
+            rule
+            for rule in self.rules
+            if isinstance(rule, Only) and all(rule.with_globs(glob) in self.idle_rules for glob in rule.globs)
+        ]
+        return tuple(entry for entry in models if any(rule.acts_on(entry) for rule in void))
+
     def suggest(self) -> Suggestions:
         """The few rules that, after the plan's own, would make it fit in strict mode; none when it fits.
 
@@ -145,7 +162,7 @@ class LoadPlan:
             raise report.does_not_go_together(self)
         if any(row.differs and (strict or row.status is Status.DTYPE_DIFFERS) for row in self.rows):
             raise report.does_not_fit(self, strict=strict, call=call)
-        if (strict or min_coverage) and self._leaves_all_alone():
+        if (strict or min_coverage) and self.left_alone:
             raise report.reaches_nothing(self)
         if strict:
             return
@@ -221,11 +238,6 @@ class LoadPlan:
     @property
     def _has_several_models(self) -> bool:
         return sum(pair.counts for pair in self.pairs.values()) > 1
-
-    def _leaves_all_alone(self) -> bool:
-        arriving = (match_extra_state(entry, pair, self.rules).arriving for entry, pair in self.pairs.items())
-        skipped = all(row.status is Status.SKIPPED for row in self.rows)
-        return bool(self.model_count and self.rules) and skipped and not any(arriving)
 
     def _refuse_collisions(self) -> None:
         if self.collisions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ LONGEST_REASON = 40
 LOAD_CALL = "load(..., "
 LEAST_SHARE_MEANT = 0.02
 NAMES_IN_HINT = 3
+_MODEL, _CHECKPOINT = attrgetter("model"), attrgetter("checkpoint")
 MAX_HINT_WIDTH = 100
 MAX_HINT_CHARACTERS = 1_500
 
@@ -67,6 +69,8 @@ def report_of(plan: LoadPlan) -> Report:
         lines.extend([f"  {label}{pair.note}"] if pair.note else [])
         lines.extend(f"  {label}{fault}" for own, fault in plan.mismatches if own == entry)
     lines.extend(f"  collision: {collision}" for collision in plan.collisions)
+    if left := plan.left_alone:
+        lines.append(f"  nothing would be loaded{_into(left)}: the rules leave everything alone")
     sections = [
         *(_section(plan, status, _difference_cells) for status in DIFFERENCES),
         _section(plan, Status.SKIPPED, _skipped_cells),
@@ -99,13 +103,25 @@ def does_not_fit(plan: LoadPlan, *, strict: bool, call: str) -> PlanError:
 
 
 def reaches_nothing(plan: LoadPlan) -> PlanError:
-    """The error that a load would leave everything as it is, since rules leave everything alone."""
-    firsts = [row.name for row in plan.rows if row.model is not None][:NAMES_IN_HINT]
+    """The error that a load would leave models as they are, since rules leave everything of them alone."""
+    left = plan.left_alone
+    firsts = _firsts(name for entry in left for name in plan.pairs[entry].model)
+    what = f"nothing would be loaded{_into(left)}, the rules leave everything alone"
     return PlanError(
-        f"cannot load {plan.source} into {_targets(plan)}: nothing would be loaded, the rules leave everything alone",
+        f"cannot load {plan.source} into {_targets(plan)}: {what}",
         faults=list(idle_texts(plan)),
-        remedy=f"skip less; the model's names are {', '.join(firsts)}, ...",
+        remedy=f"skip less; the model's names are {firsts}",
     )
+
+
+def _into(entries: Sequence[str]) -> str:
+    return f" into {', '.join(entries)}" if any(entries) else ""
+
+
+def _firsts(names: Iterable[str]) -> str:
+    """The first of some names, as people read them."""
+    firsts = list(islice(names, NAMES_IN_HINT + 1))
+    return ", ".join([*firsts[:NAMES_IN_HINT], *(["..."] if len(firsts) > NAMES_IN_HINT else [])]) or "none"
 
 
 def too_little(plan: LoadPlan, found: str, required: float) -> PlanError:
@@ -155,7 +171,10 @@ def _hint(plan: LoadPlan, call: str) -> str:
         return "mend the rules that could not act, or leave them out"
     if plan.model_count and (fits := _share_that_fits(plan.with_rules(*rules))) < LEAST_SHARE_MEANT:
         found = f"{percent(fits)} of it" if fits else "nothing in it"
-        return f"{found} fits: is this the checkpoint, and the entry of it, that was meant?"
+        pairs = [pair for pair in plan.pairs.values() if pair.counts]
+        saved, wanted = (_firsts(n for pair in pairs for n in side(pair)) for side in (_CHECKPOINT, _MODEL))
+        asked = "is this the checkpoint, and the entry of it, that was meant?"
+        return f"{found} fits: {asked}\n    its names are {saved}\n    the model's are {wanted}"
     if not rules:
         return "skip less, or ask for less coverage"
     close = ")" if call else ""
@@ -172,7 +191,7 @@ def _share_that_fits(plan: LoadPlan) -> float:
     rows = [row for row in plan.rows if plan.pairs[row.entry].counts]
     matched = [row for row in rows if row.status is Status.MATCHED]
     shares = []
-    for side in (attrgetter("model"), attrgetter("checkpoint")):
+    for side in (_MODEL, _CHECKPOINT):
         total, found = (sum(spec.numel for row in some if (spec := side(row)) is not None) for some in (rows, matched))
         shares.append(found / total if total else float(bool(matched)))
     return max(shares)

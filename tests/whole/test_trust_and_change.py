@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import sys
 import threading
 from pathlib import Path
@@ -151,6 +152,18 @@ def test_a_trusted_class_admits_no_function_of_its_module(tmp_path):
     assert "tests.whole.traps.function" in refusal(UnsafeError, tmp_path / "model", trust=[traps.Plain])
     for trust in ([traps.Plain, traps.function], [traps]):
         assert tk.load_whole(tmp_path / "model", trust=trust).value is traps.function
+
+
+def test_a_name_of_the_class_map_that_the_file_does_not_have_is_said(code, saved):
+    said = "class_map names 'shop_models.Nets', which the file does not: it names 'shop_models.Net'"
+    slip = {"shop_models.Nets": nn.Linear}
+    with pytest.warns(UserWarning, match=re.escape(f"{saved}: {said}")) as warned:
+        tk.load_whole(saved, trust=["shop_models"], class_map=slip)
+    assert warned[0].filename == __file__
+    assert said in refusal(UnsafeError, saved, class_map=slip)
+    code.forget()
+    (code.folder / "shop_models.py").unlink()
+    assert said in refusal(PlanError, saved, trust=["shop_models"], class_map=slip)
 
 
 def test_code_that_moved_is_found_through_the_class_map(code, saved):

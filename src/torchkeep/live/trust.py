@@ -5,6 +5,7 @@ Whether a name is admitted is decided by its text, for all names at once, before
 
 from __future__ import annotations
 
+import difflib
 import enum
 import functools
 import importlib
@@ -48,16 +49,19 @@ class Trust:
         self._objects: dict[str, object] = {path_of(each): each for each in _FREE_CLASSES}
         self._packages: list[str] = []
         self._moved: dict[str, str] = {}
+        self._mapped: list[str] = []
         for each in trust:
             self._admit(each)
         if class_map is not None and not isinstance(class_map, Mapping):
             raise TypeError(f"class_map is a {type(class_map).__name__}: names in the file to classes are wanted")
-        for old, new in ({} if class_map is None else class_map).items():
+        for name, new in ({} if class_map is None else class_map).items():
+            old = name.replace(":", ".")
+            self._mapped.append(old)
             if isinstance(new, str):
-                self._moved[old.replace(":", ".")] = new
+                self._moved[old] = new
             else:
                 self._admit(new)
-                self._objects[old.replace(":", ".")] = new
+                self._objects[old] = new
 
     def _admit(self, each: object) -> None:
         if isinstance(each, (type, *_FUNCTION_TYPES)):
@@ -82,6 +86,16 @@ class Trust:
             if path == old or path.startswith(f"{old}."):
                 return new + path[len(old) :]
         return path
+
+    def idle_texts(self, names: Iterable[str]) -> list[str]:
+        """A line for each name of the class map that is none of a file's, nor stands above one."""
+        paths = [name.replace(":", ".") for name in names]
+        idle = [old for old in self._mapped if not any(self._is_inside(path, [old]) for path in paths)]
+        near = {old: difflib.get_close_matches(old, paths, 1) for old in idle}
+        return [
+            f"class_map names {old!r}, which the file does not{f': it names {near[old][0]!r}' if near[old] else ''}"
+            for old in idle
+        ]
 
     def refusal(self, name: str) -> str | None:
         """Why a name is not admitted, by its text alone: ``"dangerous"``, ``"malformed"`` or ``"not trusted"``."""
@@ -232,7 +246,8 @@ def resolve_all(wanted: Mapping[str, str], trust: Trust, where: object) -> dict[
     if absent:
         count = f"{len(absent)} name{'' if len(absent) == 1 else 's'}"
         remedy = 'where the code moved: load_whole(..., class_map={"old.path.Net": Net})'
-        raise PlanError(f"{count} of the model not found", where=str(where), faults=absent, remedy=remedy)
+        faults = [*absent, *trust.idle_texts(wanted)]
+        raise PlanError(f"{count} of the model not found", where=str(where), faults=faults, remedy=remedy)
     return found
 
 
@@ -257,6 +272,7 @@ def _refused(refusals: Mapping[str, str], wanted: Mapping[str, str], trust: Trus
         hint += f"\n        or whole packages: trust={packages!r}".replace("'", '"')
     if any(name.startswith("__main__.") for name in names):
         hint += '\n        __main__ is the script that saved: class_map={"__main__.Net": Net} says where Net is now'
+    faults += trust.idle_texts(wanted)
     return UnsafeError(
         f"the model wants {count} not trusted; nothing was imported", where=str(where), faults=faults, remedy=hint
     )

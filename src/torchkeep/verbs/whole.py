@@ -100,7 +100,8 @@ def load_whole(
         path: A checkpoint of `save_whole`, or a torch file that holds a pickled module.
         trust: Classes and functions, or dotted names of these, of modules or of packages, whose classes the model may
             be made of. The error for one that is not listed has the list to paste.
-        class_map: Names in the file to the class (or the name) that has its place now, for code that moved.
+        class_map: Names in the file to the class (or the name) that has its place now, for code that moved. A name that
+            the file does not have is warned of.
         entry: The key of the module in a file that holds several, dotted.
         strict: Raise when classes set other attributes than at the save. False builds all the same, and warns.
         check: Run the model on the kept example inputs and compare the outputs.
@@ -148,6 +149,8 @@ def load_whole(
         check_bytes(source, rebuilding.wanted.tensors, default_threads())
         model = rebuilding.build()
         _warn(source, structure, [*changes.faults, *changes.notes])
+        for text in trusted.idle_texts(rebuilding.wanted.names):
+            warnings.warn(f"{source.path}: {text}", stacklevel=2)
         if check:
             _compare(model, structure, builder, tolerance)
     finally:

@@ -84,6 +84,14 @@ def test_the_error_without_weights_says_what_is_there():
     with pytest.raises(NotFoundError) as refused:
         find_weights({"optimizer": ADAM, "epoch": 3})
     assert refused.value.faults == ("optimizer   2 tensors: optimizer state", "epoch   int")
+    assert refused.value.remedy == "is this the file that was meant? torchkeep show lists what is in it"
+
+
+def test_hints_name_an_entry_that_is_there_by_its_whole_path():
+    with pytest.raises(NotFoundError, match=r'hint: if scheduler is meant, name it: into=\{"a.scheduler": model\}$'):
+        find_weights({"scheduler": STATE}, below=("a",))
+    with pytest.raises(PlanError, match=r'name the one that is meant: into=\{"a.G": model\}$'):
+        find_weights({"G": STATE, "D": STATE}, below=("a",))
 
 
 def test_a_tree_that_contains_itself_is_a_limit_error():

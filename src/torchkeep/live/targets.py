@@ -284,7 +284,7 @@ def _weights_target(
     saved = _entry_at(source, path)
     if saved is not None and saved.kind == "module":
         return Target(entry, kind, live, path, node, tensors_of(node), saved.facts, _content_of(source))
-    found = find_weights(node)
+    found = find_weights(node, where=source.path, below=path)
     path = (*path, *found.path)
     below = node_at(node, found.path)
     saved = _entry_at(source, path)

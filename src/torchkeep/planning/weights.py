@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torchkeep.errors import NotFoundError, PlanError
 from torchkeep.tensors import Described, KeyPath, TensorSpec, name_of, unused_name, walk
@@ -60,11 +61,13 @@ class Weights:
         return tuple(name for name, _, why in self.others if why not in (_OPTIMIZER_STATE, _BY_NAME))
 
 
-def find_weights(tree: object) -> Weights:
+def find_weights(tree: object, *, where: Path | None = None, below: KeyPath = ()) -> Weights:
     """Choose the weights of a checkpoint: raw before EMA, usual keys before others, else what is clearly largest.
 
     Args:
         tree: Nested mappings and `Described`, with `TensorSpec` at the tensors.
+        where: The file or folder, for messages.
+        below: The path of the tree in the checkpoint, for their hints.
 
     Raises:
         NotFoundError: Nothing in it looks like a state dict; says what is there.
@@ -82,12 +85,12 @@ def find_weights(tree: object) -> Weights:
     refused: list[tuple[str, int, str]] = []
     _visit((), tree, candidates, refused)
     if not candidates:
-        raise _nothing_found(tree, refused)
+        raise _nothing_found(tree, refused, where, below)
     ranked = sorted(candidates, key=_rank)
     chosen = ranked[0]
     rivals = [other for other in ranked[1:] if _ties(chosen, other)]
     if rivals:
-        raise _tie([chosen, *rivals])
+        raise _tie([chosen, *rivals], where, below)
     others = [(other.name, len(other.tensors), _why_not(other, chosen)) for other in ranked[1:]]
     return Weights(chosen.path, chosen.name, chosen.tensors, (*others, *refused))
 
@@ -232,18 +235,21 @@ def _why_not(other: Weights, chosen: Weights) -> str:
     return "fewer tensors" if len(other.tensors) < len(chosen.tensors) else f"{chosen.name} goes first"
 
 
-def _tie(rivals: list[Weights]) -> PlanError:
+def _tie(rivals: list[Weights], where: Path | None, below: KeyPath) -> PlanError:
     listed = [f"{found.name}   {len(found.tensors):,} tensors" for found in rivals[:MAX_LISTED]]
     if len(rivals) > MAX_LISTED:
         listed.append(f"... and {len(rivals) - MAX_LISTED:,} more")
     return PlanError(
         f"{len(rivals):,} entries could be the weights",
+        where=where,
         faults=listed,
-        remedy=f'name the one that is meant: into={{"{rivals[0].name}": model}}',
+        remedy=f'name the one that is meant: into={{"{name_of((*below, *rivals[0].path))}": model}}',
     )
 
 
-def _nothing_found(tree: object, refused: list[tuple[str, int, str]]) -> NotFoundError:
+def _nothing_found(
+    tree: object, refused: list[tuple[str, int, str]], where: Path | None, below: KeyPath
+) -> NotFoundError:
     listed = [f"{name}   {count:,} tensors: {why}" for name, count, why in refused]
     passed = {name for name, _, _ in refused}
     if _attributes(tree) is None and not isinstance(tree, (list, tuple)):
@@ -253,13 +259,17 @@ def _nothing_found(tree: object, refused: list[tuple[str, int, str]]) -> NotFoun
             listed.append(f"{key}   {child if isinstance(child, (TensorSpec, Described)) else type(child).__name__}")
     if len(listed) > MAX_LISTED:
         listed[MAX_LISTED:] = [f"... and {len(listed) - MAX_LISTED:,} more"]
-    remedy = 'name the entry that is meant: into={"key": model}'
+    remedy = "is this the file that was meant? torchkeep show lists what is in it"
+    by_name = next((name for name, _, why in refused if why == _BY_NAME), None)
+    if by_name is not None:
+        remedy = f'if {by_name} is meant, name it: into={{"{name_of((*below, by_name))}": model}}'
     arrays = sum(f"{type(leaf).__module__}.{type(leaf).__name__}" == "numpy.ndarray" for _, leaf in walk(tree))
     if arrays and not refused:
         listed.append(f"{arrays:,} numpy array{'s' if arrays > 1 else ''} in all, which are no tensors")
         remedy = "load it without into, make tensors of the arrays with torch.from_numpy, and save those"
     return NotFoundError(
         "no entry looks like weights (a mapping of names to tensors)",
+        where=where,
         faults=listed or ["nothing at all"],
         remedy=remedy,
     )

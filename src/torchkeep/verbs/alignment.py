@@ -59,9 +59,10 @@ def align(first: Source, second: Source, *, weights_only: bool = False) -> tuple
 def _weights(source: Source, *, required: bool) -> Weights | None:
     try:
         return find_weights(source.tree)
-    except (NotFoundError, PlanError):
+    except (NotFoundError, PlanError) as error:
         if required:
-            raise
+            remedy = "compare all that is in both: leave out weights_only, on the command line --weights"
+            raise type(error)(error.what, where=source.path, faults=error.faults, remedy=remedy) from None
         return None
 
 

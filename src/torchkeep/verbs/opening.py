@@ -175,7 +175,7 @@ class Checkpoint(LazyMapping):
             NotFoundError: `entry` is not in the checkpoint.
         """
         path, node = ((), self.tree) if entry is None else resolve(self._source, entry)
-        found = find_weights(node)
+        found = find_weights(node, where=self.path, below=path)
         where = name_of((*path, *found.path))
         return StateDict(self._source, found.tensors, where, found.candidates)
 

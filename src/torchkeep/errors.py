@@ -95,6 +95,7 @@ def typed(what: str, where: str | os.PathLike[str], remedy: str | None = None) -
         ...     raise PermissionError(13, "Permission denied")
         Traceback (most recent call last):
         torchkeep.errors.CheckpointError: ckpt: cannot be read: Permission denied
+          hint: check its permissions and its owner, and those of the folders above it
     """
     try:
         yield
@@ -104,6 +105,8 @@ def typed(what: str, where: str | os.PathLike[str], remedy: str | None = None) -
         reason = os.strerror(error.errno) if error.errno else str(error)
         inside = error.filename is not None and os.fsdecode(error.filename) != os.fspath(where)
         faults = [f"at {error.filename}"] if inside else ()
+        if remedy is None and isinstance(error, PermissionError):
+            remedy = "check its permissions and its owner, and those of the folders above it"
         raise CheckpointError(f"{what}: {reason}", where=where, faults=faults, remedy=remedy) from error
 
 

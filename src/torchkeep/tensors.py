@@ -123,7 +123,7 @@ class Described:
 
     def __repr__(self) -> str:
         is_module = isinstance(self.state, Mapping) and "_modules" in self.state
-        return f"<{self.class_path}, not built{': torchkeep.load_whole can' if is_module else ''}>"
+        return f"<{self.class_path}, not built{': torchkeep.load_whole(path, trust=[...]) does' if is_module else ''}>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

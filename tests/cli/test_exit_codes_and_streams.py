@@ -162,7 +162,10 @@ def test_each_command_exits_with_its_code_and_says_why_on_stderr_without_a_trace
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["show", "good.pt"], "good.pt: cannot be read: Permission denied"),
+        (
+            ["show", "good.pt"],
+            "good.pt: cannot be read: Permission denied\n  hint: check its permissions and its owner",
+        ),
         (["diff", "mine.pt", "mine.pt", "--plan", "good.pt"], "good.pt: cannot be read: Permission denied"),
         (["convert", "mine.pt", "new.pt"], "new.pt: the checkpoint was not saved: Permission denied"),
         (["view", "mine.pt", "--export", "new.html"], "new.html: the page was not written: Permission denied"),

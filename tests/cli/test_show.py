@@ -23,6 +23,13 @@ def checkpoint(tmp_path, monkeypatch):
     return "ckpt"
 
 
+def test_a_file_of_nothing_has_no_table_of_entries(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save({}, "empty.pt")
+    assert main(["show", "empty.pt"]) == 0
+    assert "how that is known" not in capsys.readouterr().out
+
+
 def test_text_is_the_tree_then_the_entries_then_totals(checkpoint, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     assert main(["show", checkpoint]) == 0

@@ -6,9 +6,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import torchkeep as tk
-from torchkeep.errors import CheckpointError, CorruptError, FormatError, NotFoundError
+from torchkeep.errors import CheckpointError, ConflictError, CorruptError, FormatError, NotFoundError
 
 RULES = [tk.Skip("fc")]
+ADAM = torch.optim.Adam(nn.Linear(2, 3).parameters())
 
 
 @pytest.fixture
@@ -19,6 +20,7 @@ def here(tmp_path, monkeypatch):
     torch.save({"a": 3}, "empty.pt")
     torch.save({name: nn.Linear(2, 3).state_dict() for name in ("G", "D")}, "gan.pt")
     torch.save({"net": nn.Sequential(nn.Linear(2, 3))}, "whole.pt")
+    (tmp_path / "file").write_text("mine")
     return tmp_path
 
 
@@ -32,6 +34,10 @@ def here(tmp_path, monkeypatch):
         (lambda: tk.average("ckpt", "soup"), TypeError, r"a list of checkpoints, as \['ckpt', \.\.\.\], not one"),
         (lambda: tk.average(["gan.pt"], "soup"), CheckpointError, r'the one that is meant: entry="G"; .* --entry G$'),
         (lambda: tk.average(["empty.pt"], "soup"), NotFoundError, r"hint: torchkeep show lists what is in it; entry="),
+        (lambda: tk.load("gan.pt", into=nn.Linear(2, 3)), CheckpointError, r"^gan\.pt: 2 entries could be the weights"),
+        (lambda: tk.load("empty.pt", into=nn.Linear(2, 3)), NotFoundError, r"(?s)^empty\.pt: .* is this the file"),
+        (lambda: tk.open("empty.pt").weights(), NotFoundError, r"^empty\.pt: no entry looks like weights"),
+        (lambda: tk.diff("ckpt", "gan.pt", weights_only=True), CheckpointError, r"(?s)^gan\.pt: .* leave out weights"),
         (lambda: tk.load("ckpt", rules=RULES), ValueError, r"rules, strict and min_coverage say .* give them as into="),
         (lambda: tk.load("ckpt", strict=False), ValueError, r"say how objects are filled: give them as into="),
         (lambda: tk.load("ckpt", strict="no"), TypeError, r"strict is True or False, not 'no'"),
@@ -43,6 +49,15 @@ def here(tmp_path, monkeypatch):
         (lambda: tk.load("ckpt", map_location=lambda s, _: s), TypeError, r"one device, as .*, not a function: what"),
         (lambda: tk.load_whole("whole.pt", trust=True), TypeError, r"a list of classes and dotted names, not True"),
         (lambda: tk.save(nn.Linear(2, 3), "w.safetensor"), FormatError, r"which is nearly \.safetensors"),
+        (lambda: tk.convert("ckpt", "w.safetensor"), FormatError, r"which is nearly \.safetensors"),
+        (lambda: tk.average(["ckpt"], "w.safetensor"), FormatError, r"which is nearly \.safetensors"),
+        (lambda: tk.save(nn.Linear(2, 3), "file/sub"), ConflictError, r"a file is in the way: .*\n  hint: choose"),
+        (lambda: tk.save({}, "file/a/b.safetensors"), ConflictError, r"/file: a file is in the way: .* of its name"),
+        (lambda: tk.convert("ckpt", "file/a.pt"), ConflictError, r"/file: a file is in the way: .* of its name"),
+        (lambda: tk.save_whole(nn.Linear(2, 3), "file/a"), ConflictError, r"/file: a file is in the way: .* its name"),
+        (lambda: tk.save_whole(ADAM, "w"), TypeError, r"is Adam; save\(\.\.\.\) keeps what is no module"),
+        (lambda: tk.save_whole("w", ADAM), TypeError, r"the model is str; are they swapped\?"),
+        (lambda: tk.replace_head(nn.Linear, 3), TypeError, r"type, which is a class: make a module of it first"),
         (lambda: tk.save(nn.Linear(2, 3), "w.SAFETENSORS"), FormatError, r"hint: end it in \.safetensors for one file"),
     ],
 )  # fmt: skip
@@ -56,6 +71,8 @@ def test_what_cannot_be_meant_says_what_can(here, act, error, text):
 @pytest.mark.parametrize(
     ("begin", "error", "text"),
     [
+        (b"\x80", FormatError, "the first bytes of a safetensors file or of a pickle\n.*it was cut short"),
+        ((0x280).to_bytes(8, "little"), FormatError, "the first bytes of a safetensors file or of a pickle"),
         (b"PK\3", FormatError, "the first bytes of a zip archive\n.*it was cut short: copy or download it again"),
         ((0x80).to_bytes(8, "little") + b'{"a": {', CorruptError, "safetensors"),
         (b"\x04\x22\x4d\x18@@", FormatError, "lz4-compressed data\n.*unpack it"),
@@ -71,7 +88,9 @@ def test_the_beginning_of_a_file_says_what_it_is(tmp_path, begin, error, text):
 
 def test_a_whole_model_in_a_file_names_what_would_build_it(here):
     loaded = tk.load("whole.pt")
-    assert repr(loaded["net"]) == "<torch.nn.modules.container.Sequential, not built: torchkeep.load_whole can>"
+    assert repr(loaded["net"]) == (
+        "<torch.nn.modules.container.Sequential, not built: torchkeep.load_whole(path, trust=[...]) does>"
+    )
     assert isinstance(tk.load_whole("whole.pt", entry="net"), nn.Sequential)
 
 

@@ -15,7 +15,9 @@ from torchkeep.tensors import Source
 _SNIFFED_BYTES = 512
 _TAR_MAGIC_AT = 257
 _SMALLEST_ZIP_BYTES = 22
+_LENGTH_BYTES = 8  # of a safetensors header's length; no pickle of torch's is as short
 _TEXT_MAGIC = b"L119547037146038801333356L\n."
+_CUT = "it was cut short: copy or download it again"
 _UNPACK = "unpack it and name the checkpoint inside"
 # What other files begin with: (bytes, what it is, what to do).
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
@@ -105,7 +107,7 @@ def _source_of(file: RegularFile, head: bytes, name: str = "") -> Source:
         return SafetensorsFile(file)
     if head[4:9] == b"\0\0\0\0{":  # cut short: no pickle has these there
         return SafetensorsFile(file)
-    if head.startswith((b"\x80", _TEXT_MAGIC)) and begins_as_legacy(file):
+    if file.size > _LENGTH_BYTES and head.startswith((b"\x80", _TEXT_MAGIC)) and begins_as_legacy(file):
         return TorchLegacy(file, name)
     if _begins_as_safetensors(head, file.size):
         return SafetensorsFile(file)
@@ -127,7 +129,9 @@ def _describe(head: bytes) -> tuple[str, str]:
             "unpack it; a torch tar must be loaded by the torch that wrote it, where you trust it, and saved anew",
         )
     if len(head) < _SMALLEST_ZIP_BYTES and head.startswith(b"PK"):
-        return "the first bytes of a zip archive", "it was cut short: copy or download it again"
+        return "the first bytes of a zip archive", _CUT
+    if len(head) <= _LENGTH_BYTES and head.startswith(b"\x80"):
+        return "the first bytes of a safetensors file or of a pickle", _CUT
     for magic, what, remedy in _OTHERS:
         if head[: len(magic)].lower() == magic.lower():
             return what, remedy

@@ -19,7 +19,8 @@ _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", _SHARDED)
 def require_module(verb: str, model: object) -> None:
     """Raise a TypeError that shows what a verb was given in place of a module."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{verb} takes a module; not {model!r} of type {type(model).__name__}")
+        made = ", which is a class: make a module of it first" if isinstance(model, type) else ""
+        raise TypeError(f"{verb} takes a module; not {model!r} of type {type(model).__name__}{made}")
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ from torchkeep.tensors import Source, TensorSpec, tensors_of
 from torchkeep.verbs.arguments import threads_of
 from torchkeep.verbs.contents import brief, contents_of, map_specs, rest_of, shared_memory, weights_in
 from torchkeep.verbs.drafting import draft_of_record, draft_of_tree
-from torchkeep.verbs.new_files import new_file, new_folder, refuse_taken
+from torchkeep.verbs.new_files import new_file, new_folder, refuse_slip, refuse_taken
 from torchkeep.verbs.safetensors_files import untie, write_safetensors
 from torchkeep.verbs.sources import open_source
 
@@ -188,6 +188,7 @@ def target_of(path: Path, to: str | None) -> Target:
             where=path,
             remedy=f"name a folder, a .safetensors file or a torch file ({', '.join(_TORCH_NAMES)})",
         )
+    refuse_slip(path)
     return Target.TORCHKEEP
 
 

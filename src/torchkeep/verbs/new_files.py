@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchkeep.errors import ConflictError
+from torchkeep.errors import ConflictError, FormatError
 from torchkeep.folder.durable import fsync_path, make_parents
 from torchkeep.folder.refusals import refuse_inside_checkpoint
 from torchkeep.folder.renames import NOREPLACE, rename
 from torchkeep.folder.staging import Staging
 from torchkeep.folder.write import not_saved
+
+ONE_FILE = ".safetensors"
+_LIKENESS_OF_SLIPS = 0.8
 
 
 @contextmanager
@@ -44,14 +47,48 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def refuse_taken(target: Path) -> None:
-    """Refuse a path at which something is, or that lies in a torchkeep checkpoint.
+    """Refuse a path at which something is, or that lies in a torchkeep checkpoint or below a file.
 
     Raises:
         ConflictError: So it is.
     """
     if os.path.lexists(target):
         raise ConflictError("something is there already", where=target, remedy="choose another name, or remove it")
+    refuse_file_above(target)
     refuse_inside_checkpoint(target)
+
+
+def refuse_slip(target: Path) -> None:
+    """Refuse a name that would be a folder's, and of which one slip made it no safetensors file's.
+
+    Raises:
+        FormatError: So it is.
+    """
+    from difflib import SequenceMatcher
+
+    written = target.suffix
+    likeness = SequenceMatcher(None, ONE_FILE, written.lower(), autojunk=False).ratio()
+    if written != ONE_FILE and likeness >= _LIKENESS_OF_SLIPS:
+        raise FormatError(
+            f"the name ends in {written}, which is nearly {ONE_FILE}",
+            where=target,
+            remedy=f"end it in {ONE_FILE} for one file; to make a folder, choose a name that is not so near",
+        )
+
+
+def refuse_file_above(target: Path) -> None:
+    """Refuse a path that leads through what is no folder.
+
+    Raises:
+        ConflictError: It names that.
+    """
+    there = next((above for above in target.absolute().parents if os.path.lexists(above)), None)
+    if there is not None and not there.is_dir():
+        raise ConflictError(
+            "a file is in the way: what is to be saved would be in a folder of its name",
+            where=there,
+            remedy="choose another path, or move it away",
+        )
 
 
 @contextmanager

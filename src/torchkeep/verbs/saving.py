@@ -23,6 +23,7 @@ from torchkeep.folder.single_file import save_file
 from torchkeep.folder.values import encode
 from torchkeep.folder.write import Saved, not_saved, save_folder
 from torchkeep.verbs.arguments import path_of, threads_of, whole_step
+from torchkeep.verbs.new_files import ONE_FILE, refuse_file_above, refuse_slip
 
 if TYPE_CHECKING:
     from torchkeep.live.capture import Captured
@@ -33,8 +34,6 @@ _OTHERS = {
     "a pickle": (".pkl", ".pickle"),
     "another tool's file": (".npz", ".npy", ".h5", ".hdf5", ".onnx", ".gguf", ".zip", ".tar"),
 }
-_ONE_FILE = ".safetensors"
-_LIKENESS_OF_SLIPS = 0.8
 
 
 def save(
@@ -61,7 +60,8 @@ def save(
 
     Raises:
         FormatError: A value has no encoding (all of them are listed), or the path ends like a torch file.
-        ConflictError: Something that torchkeep did not write, or a save that began later, is at the path.
+        ConflictError: Something that torchkeep did not write, or a save that began later, is at the path; or a file
+            is where it asks for a folder.
         CheckpointError: The operating system refused. In every case what was at the path is as before.
 
     Example:
@@ -79,7 +79,7 @@ def write_draft(target: Path, draft: Draft, io_threads: int | None) -> Saved:
     """Save a draft where `target_of` said, durably; see `save` for what is raised."""
     threads = threads_of(io_threads, writing_threads)
     with not_saved(target):
-        if target.suffix == _ONE_FILE:
+        if target.suffix == ONE_FILE:
             return save_file(target, draft, threads)
         parent = None
         if os.path.lexists(target) and not _is_empty_folder(target):
@@ -95,6 +95,7 @@ def target_of(path: str | os.PathLike[str]) -> Path:
     """The absolute path of a save; a TypeError, ValueError or FormatError for one that cannot be meant."""
     swapped = f"save(what, path): the path is {type(path).__name__}; are the two arguments swapped?"
     target = path_of(path, "a checkpoint", swapped)
+    refuse_file_above(target)
     promises = next((what for what, ends in _OTHERS.items() if target.name.lower().endswith(ends)), None)
     if promises is not None:
         raise FormatError(
@@ -102,19 +103,8 @@ def target_of(path: str | os.PathLike[str]) -> Path:
             where=path,
             remedy="save to a folder or a .safetensors file; convert(path, file) makes a torch file of it",
         )
-    if target.suffix != _ONE_FILE and _is_slip_of(_ONE_FILE, target.suffix):
-        raise FormatError(
-            f"the name ends in {target.suffix}, which is nearly {_ONE_FILE}",
-            where=path,
-            remedy=f"end it in {_ONE_FILE} for one file; to make a folder, choose a name that is not so near",
-        )
+    refuse_slip(target)
     return target
-
-
-def _is_slip_of(meant: str, written: str) -> bool:
-    from difflib import SequenceMatcher
-
-    return SequenceMatcher(None, meant, written.lower(), autojunk=False).ratio() >= _LIKENESS_OF_SLIPS
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -72,7 +72,10 @@ def save_whole(
     from torchkeep.live.fingerprint import as_call
 
     if not isinstance(model, nn.Module):
-        raise TypeError(f"save_whole(model, path): the model is {type(model).__name__}; are the two arguments swapped?")
+        raise TypeError(
+            f"save_whole(model, path): the model is {type(model).__name__}; "
+            + ("are they swapped?" if isinstance(model, (str, os.PathLike)) else "save(...) keeps what is no module")
+        )
     target = target_of(path)
     call = None if example_inputs is None else as_call(example_inputs)
     captured, notes = capture_whole(model, call, include_source=include_source)

@@ -74,7 +74,11 @@ def save_whole(
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"save_whole(model, path): the model is {type(model).__name__}; "
-            + ("are they swapped?" if isinstance(model, (str, os.PathLike)) else "save(...) keeps what is no module")
+            + (
+                "are the two arguments swapped?"
+                if isinstance(model, (str, os.PathLike))
+                else "save(...) keeps all else"
+            )
         )
     target = target_of(path)
     call = None if example_inputs is None else as_call(example_inputs)

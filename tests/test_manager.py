@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -291,6 +292,42 @@ def test_a_save_after_the_resume_of_an_earlier_step_is_not_removed_by_retention(
             manager.resume(step=3)
         assert manager.save(4).wait().is_dir()
     assert steps(tmp_path) == [4, 5, 7]
+
+
+def test_steps_that_go_back_are_said_once_and_saved_beside_and_the_highest_is_resumed(tmp_path):
+    progress = {"done": 0}
+    with tk.CheckpointManager(tmp_path, {"progress": progress}, save_when=tk.EverySteps(2)) as manager:
+        for epoch in range(3):  # of six steps each, and counted anew in each
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                for step in range(6):
+                    progress["done"] += 1
+                    manager.after_step(step)
+            assert [str(each.message).partition(":")[0] for each in caught] == (
+                ["step 0 comes after step 5"] if epoch == 1 else []
+            )
+    assert [tk.load(each)["progress"]["done"] for each in tk.checkpoints(tmp_path)] == [14, 16, 18]
+
+    with tk.CheckpointManager(tmp_path, {"progress": progress}, retain=tk.KeepLast(1)) as manager:
+        manager.resume()
+        progress["done"] = 99
+        with pytest.warns(
+            UserWarning, match=r"step 3 comes after step 5: .* to go back on purpose, resume\(step=...\)"
+        ):
+            handle = manager.save(3)
+        assert tk.load(handle.wait())["progress"]["done"] == 99  # what was just saved stays too
+        assert steps(tmp_path) == [3, 5]
+        assert (manager.resume(), progress["done"]) == (6, 18)
+
+
+def test_who_goes_back_on_purpose_is_told_at_the_resume_alone(tmp_path):
+    with tk.CheckpointManager(tmp_path, {"progress": {"done": 0}}, save_when=tk.EverySteps(2)) as manager:
+        for step in range(6):
+            manager.after_step(step)
+        with pytest.warns(UserWarning, match="step 1 is resumed; a later resume.* takes the newest: 3, 5") as told:
+            assert manager.resume(step=1) == 2
+        assert [manager.after_step(step) is not None for step in range(2, 6)] == [False, True, False, True]
+    assert len(told) == 1
 
 
 def test_names_with_dots_and_a_name_that_is_a_path_elsewhere_are_their_own(tmp_path):

@@ -167,8 +167,9 @@ class EverySteps(SaveWhen):
             raise ValueError(f"EverySteps takes a number of steps of 1 or more; not {self.steps!r}")
 
     def is_due(self, moment: Moment) -> bool:
-        """Whether a multiple of `steps` was reached since the last save, also when steps were left out."""
+        """Whether a multiple was reached since the last save, also when steps were left out or counting went back."""
         before = -1 if moment.last_saved_step is None else moment.last_saved_step
+        before = moment.step - 1 if moment.step < before else before
         return (moment.step + 1) // self.steps > (before + 1) // self.steps
 
 

@@ -246,6 +246,7 @@ class CheckpointManager:
         if self._is_proving:
             return None
         session, occasion = self._session, Occasion(step, metrics, tags_from(tags))
+        session.notice_going_back(step)
         session.last_step = step
         self._require_block()
         self._tell()

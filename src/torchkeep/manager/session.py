@@ -67,7 +67,7 @@ class Session:
         self.last_save_seconds = time.monotonic()
         self._ranks: Ranks | None = None
         self._origin: object = None
-        self._has_looked_around = False
+        self._has_looked_around = self._has_gone_back = False
         self._capture: Recapture | None = None
         self._watched: dict[str, tuple[Mapping[str, DraftTensor], Mapping[str, bool]]] = {}
 
@@ -143,6 +143,7 @@ class Session:
         """Save now, once the save before has ended; see `CheckpointManager.save`."""
         from torchkeep.live.recapture import Recapture
 
+        self.notice_going_back(occasion.step)
         self.last_tried_step, self.last_save_seconds = occasion.step, time.monotonic()
         ranks = self.join_ranks()
         ranks.together(self.folder.own, only_first=True)
@@ -157,6 +158,15 @@ class Session:
         handle = self.saver.begin(draft, occasion.step, self._watch(draft), call)
         self.last_step = self.last_saved_step = occasion.step
         return handle
+
+    def notice_going_back(self, step: int) -> None:
+        """Say, once, that steps do not rise: what is saved then is not what a resume takes."""
+        if self.last_step is not None and step < self.last_step and not self._has_gone_back:
+            self._has_gone_back = True
+            warn(
+                f"step {step} comes after step {self.last_step}: steps count over the whole run, not over an epoch, "
+                "and a later resume() takes the highest that is saved; to go back on purpose, resume(step=...) first"
+            )
 
     def is_saved(self, step: int) -> bool:
         """Whether the checkpoint of a step is committed; what is in flight is waited for."""

@@ -63,8 +63,6 @@ def draft_of_state(
             provenance=members,
         )
     )
-    if draft is None:
-        raise RuntimeError("a rank drafted nothing")
     return draft if ranks.size == 1 else _with_other_ranks(draft, ranks)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, overload
 
 from torchkeep.errors import CheckpointError
 
@@ -43,22 +43,24 @@ class Ranks:
         """What rank 0 gave."""
         return data
 
+    @overload
+    def together(self, act: Callable[[], _T]) -> _T: ...
+
+    @overload
+    def together(self, act: Callable[[], _T], *, only_first: bool) -> _T | None: ...
+
     def together(self, act: Callable[[], _T], *, only_first: bool = False) -> _T | None:
         """Act on every rank, or on rank 0 alone, and raise on all when it fails on one.
 
         Raises:
             CheckpointError: It failed on another rank, whose own error says why.
         """
-        result, error = None, None
         try:
-            if self.rank == 0 or not only_first:
-                result = act()
-        except Exception as raised:  # noqa: BLE001 - raised again once every rank knows
-            error = raised
-        if error is not None:
+            result = act() if self.rank == 0 or not only_first else None
+        except Exception:
             with suppress(CheckpointError):  # what failed here says more than that another rank is gone
                 self.most([1])
-            raise error
+            raise
         if self.most([0])[0]:
             raise CheckpointError("another rank failed; its own error says why", remedy="see the errors of all ranks")
         return result

@@ -115,20 +115,16 @@ class Resume:
 
     def _restore_together(self, listed: Listed) -> tuple[Committed, Loaded]:
         """Restore on every rank, or say on every rank that it did not work on one."""
-        restored, error = None, None
         try:
             restored = self._restore(listed)
-        except Exception as raised:  # noqa: BLE001 - raised again once every rank knows
-            error = raised
-        damaged, failed = self.ranks.most([isinstance(error, CorruptError), error is not None])
-        if error is None and damaged:
-            error = CorruptError("another rank found it damaged", where=listed.path)
-        if error is None and failed:
-            error = CheckpointError("another rank could not resume; its own error says why", where=listed.path)
-        if error is not None:
-            raise error
-        if restored is None:
-            raise RuntimeError("a restore gave nothing")
+        except Exception as error:
+            self.ranks.most([isinstance(error, CorruptError), True])
+            raise
+        damaged, failed = self.ranks.most([False, False])
+        if damaged:
+            raise CorruptError("another rank found it damaged", where=listed.path)
+        if failed:
+            raise CheckpointError("another rank could not resume; its own error says why", where=listed.path)
         return restored
 
     def _restore(self, listed: Listed) -> tuple[Committed, Loaded]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -101,10 +102,14 @@ class SignalWatch:
 
 
 def _watch(watch: SignalWatch) -> None:
-    if not getattr(_after_fork, "is_registered", False):
-        os.register_at_fork(after_in_child=_after_fork)
-        vars(_after_fork)["is_registered"] = True
+    _register_after_fork()
     _watching.append(watch)
+
+
+@functools.cache
+def _register_after_fork() -> None:
+    """Once in a process and those forked from it: a hook cannot be taken back."""
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _after_fork() -> None:

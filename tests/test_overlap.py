@@ -6,6 +6,7 @@ import copy
 import multiprocessing
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torch import nn
 
 import torchkeep as tk
 from torchkeep.errors import CheckpointError
+from torchkeep.live import staging
 from torchkeep.live.overlap import Overlap
 from torchkeep.live.staging import Copies
+from torchkeep.manager import saving
 from torchkeep.policies import Staging
 from torchkeep.verbs.background import SaveHandle
 
@@ -299,9 +302,38 @@ def capture_steps(state):
     state["other_optimizer"].param_groups[0]["capturable"] = True
 
 
+class Wrapped(torch.optim.Optimizer):
+    """An optimizer around another, as training libraries make them: its base class was never initialised."""
+
+    def __init__(self, optimizer):
+        self.__dict__["optimizer"] = optimizer
+
+    def __getattr__(self, name):
+        if name in {"param_groups", "state", "defaults"}:
+            return getattr(self.optimizer, name)
+        raise AttributeError(name)
+
+    def state_dict(self):
+        return self.optimizer.state_dict()
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none=True):
+        self.optimizer.zero_grad(set_to_none)
+
+
+def wrap_the_other(state):
+    state["other_optimizer"] = Wrapped(state["other_optimizer"])
+
+
 @pytest.mark.parametrize(
     ("change", "note"),
     [
+        (
+            wrap_the_other,
+            "other_optimizer is not overlapped: Wrapped takes no hooks, since it does not call",
+        ),
         (step_in_backward, "other_optimizer is not overlapped: its parameters have hooks that step in the backward"),
         (capture_steps, "other_optimizer is not overlapped: capturable=True is for CUDA graphs"),
     ],
@@ -317,6 +349,42 @@ def test_where_a_step_cannot_be_held_it_copies_at_once_and_says_so(change, note,
             manager.save(number).wait()
     assert manager.notes[0].startswith(note)
     assert_saved(tmp_path / "step-00000003", expected)
+
+
+def test_what_an_interrupted_save_overwrote_is_not_taken_for_what_moved_before_the_step(tmp_path, monkeypatch):
+    def move(model):  # as in every forward, and counted by nothing
+        model.weight.data[3, 3] += 1
+
+    def copy_and_be_interrupted(_, copied, __):
+        copied.late_copies.run(1)
+        raise KeyboardInterrupt
+
+    model = nn.Linear(80, 80)
+    state = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    with tk.CheckpointManager(tmp_path, state, staging=Staging.OVERLAPPED) as manager:
+        manager.save(0).wait()
+        move(model)
+        with monkeypatch.context() as patched:
+            patched.setattr(saving.Saver, "_copy_late", copy_and_be_interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                manager.save(1)
+        for number in range(2, 6):
+            model(torch.rand(2, 80)).sum().backward()
+            state["optimizer"].step()
+            expected = snapshot({"model": model})
+            with monkeypatch.context() as patched:
+                patched.setattr(staging.LateCopies, "run", slowly(staging.LateCopies.run))
+                handle = manager.save(number)
+                move(model)
+                assert_saved(handle.wait(), expected)
+
+
+def slowly(act):
+    def later(*arguments):
+        time.sleep(0.1)
+        return act(*arguments)
+
+    return later
 
 
 def test_hooks_that_come_later_end_the_overlap_of_their_optimizer(tmp_path, slow_copies):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import random
 import re
 import subprocess
@@ -229,8 +230,6 @@ def test_what_ends_a_block_goes_on_when_the_save_in_flight_fails_as_well(tmp_pat
 
 def test_a_fork_while_a_save_is_under_way_changes_nothing(tmp_path):
     """Data loaders fork at any time; the staging memory does not go with them."""
-    import multiprocessing
-
     state = {"w": torch.rand(4 * MIB)}
     with tk.CheckpointManager(tmp_path, state) as manager:
         for number in range(3):
@@ -248,8 +247,6 @@ def test_a_fork_while_a_save_is_under_way_changes_nothing(tmp_path):
 
 
 def test_a_forked_process_does_not_wait_for_a_save_that_goes_on_in_another(tmp_path, monkeypatch):
-    import multiprocessing
-
     fork, may_finish, finish = multiprocessing.get_context("fork"), threading.Event(), saving.finish
     monkeypatch.setattr(saving, "finish", lambda *arguments: may_finish.wait(100) and finish(*arguments))
     state, told = {"w": torch.rand(64)}, fork.SimpleQueue()
@@ -269,6 +266,19 @@ def test_a_forked_process_does_not_wait_for_a_save_that_goes_on_in_another(tmp_p
         assert not told.empty()
         assert "the save of step 0 goes on in the process that this one was forked from" in told.get()
         assert handle.wait()
+
+
+def test_a_forked_process_does_not_wait_for_what_follows_a_commit_in_another(tmp_path, monkeypatch):
+    fork, may_end, read = multiprocessing.get_context("fork"), threading.Event(), saving.read_one_again
+    monkeypatch.setattr(saving, "read_one_again", lambda *arguments: may_end.wait(100) and read(*arguments))
+    manager = tk.CheckpointManager(tmp_path, {"w": torch.rand(64)})
+    manager.save(0).wait()
+    child = fork.Process(target=manager.close)
+    child.start()
+    child.join(60)
+    may_end.set()
+    assert child.exitcode == 0
+    manager.close()
 
 
 SAVE_AND_END = """

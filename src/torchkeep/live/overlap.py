@@ -100,9 +100,12 @@ class Overlap:
             pairs = [(n, groups[n[0]][n[1]].source, copies[n]) for n in names if n in copies and n not in self._unmoved]
             self._compared[optimizer] = [(n, s, c) for n, s, c in pairs if isinstance(s, torch.Tensor)]
 
-    def begin(self) -> None:
-        """Hold steps from now on. What is not compared yet never is: its copies are being overwritten."""
+    def forget_copies(self) -> None:
+        """Compare nothing that is not compared yet: the copies are about to be overwritten."""
         self._compared.clear()
+
+    def begin(self) -> None:
+        """Hold steps from now on."""
         self._is_copied = Latch()
 
     def end(self) -> None:
@@ -138,12 +141,15 @@ class Overlap:
     def close(self) -> None:
         """Hold no step any more."""
         self.end()
-        while self._hooks:
-            self._hooks.pop().remove()
+        while self._hooks:  # removed before they are forgotten: an interrupt leaves none on an optimizer
+            self._hooks[-1].remove()
+            self._hooks.pop()
 
 
 def _why_not_held(optimizer: torch.optim.Optimizer) -> str | None:
     """Why an optimizer's step is no moment that can be waited for; None when it is."""
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        return f"{type(optimizer).__name__} takes no hooks, since it does not call Optimizer.__init__"
     if any(group.get("capturable") for group in optimizer.param_groups):
         return "capturable=True is for CUDA graphs, which step without being asked"
     for group in optimizer.param_groups:

@@ -85,6 +85,9 @@ def _finding(each: Any, names: Mapping[int, str], state: Mapping[str, object]) -
         owner = names.get(id(getattr(each, "optimizer", None)))
         return [f"the {kind} of {owner!r} is not in this checkpoint"] if owner is not None else []
     if isinstance(each, torch.optim.Optimizer):
+        others = (value for value in state.values() if isinstance(value, torch.optim.Optimizer))
+        if any(other.param_groups is each.param_groups for other in others):
+            return []  # one of the two is around the other, and has its state
         owner = next((name for name, value in state.items() if _trains(each, value)), None)
         return [f"the {kind} that trains {owner!r} is not in this checkpoint"] if owner is not None else []
     if isinstance(each, torch.amp.GradScaler):

@@ -188,6 +188,8 @@ class Saver:
         self._has_leftovers = True  # until it is known that this save leaves none
         copied = self._copied(draft, target)
         with copied.staged.undone_on_error():
+            if self._overlap is not None:
+                self._overlap.forget_copies()
             copied.copies.run(default_threads())
             self._copy_late(copied, draft)
             written = [(g, n) for each in copied.staged.written for g in [each.shard.group] for n in each.layout.order]

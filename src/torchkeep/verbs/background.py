@@ -156,8 +156,9 @@ class SaveHandle:
         return self._saved
 
     def rest(self) -> None:
-        """Wait until what follows the commit is done too."""
-        self._rested.wait()
+        """Wait until what follows the commit is done too; a forked process has no part in that."""
+        if os.getpid() == self._process:
+            self._rested.wait()
 
     def __repr__(self) -> str:
         state = "under way" if not self.done else "failed" if self._error is not None else "committed"

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import torchkeep as tk
+from torchkeep.planning import Pair, make_plan
+from torchkeep.tensors import TensorSpec
 
 HEADS = {
     "AuxLogits.fc fc": "inception_v3",
@@ -133,3 +135,24 @@ def test_replace_head_makes_the_logits_those_of_the_new_classes(build, name, hea
     logits = outputs if isinstance(outputs, tuple) else [outputs]
     assert [tuple(each.shape) for each in logits] == [(2, 7)] * len(heads)
     assert getattr(model, "num_classes", 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "by_name", "suggested"),
+    [
+        ("vgg16", "vgg16_bn", 12, 32),
+        ("vgg16_bn", "vgg16", 12, 32),
+        ("vgg11", "vgg13", 8, 22),
+        ("squeezenet1_0", "squeezenet1_1", 30, 49),
+        ("resnet18", "resnet34", 122, 122),
+    ],
+)
+def test_suggestions_find_layers_whose_numbers_changed(vision_models, old, new, by_name, suggested):
+    def specs(name):
+        with torch.device("meta"):
+            tensors = getattr(vision_models, name)().state_dict()
+        return {each: TensorSpec(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for each, t in tensors.items()}
+
+    plan = make_plan({"": Pair(specs(old), specs(new), "module", new)}, [], source=old)
+    assert plan.matched_count == by_name
+    assert plan.with_rules(*plan.suggest()).matched_count == suggested

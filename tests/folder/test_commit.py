@@ -119,7 +119,7 @@ def test_a_save_through_a_symlink_replaces_what_it_points_to(name, tmp_path):
 @pytest.mark.parametrize("name", ["file/ckpt", "file/deeper/ckpt", "file/w.safetensors"])
 def test_a_file_where_a_folder_above_should_be_is_a_typed_error(name, tmp_path):
     (tmp_path / "file").write_bytes(b"mine")
-    with pytest.raises(CheckpointError, match="the checkpoint was not saved: Not a directory"):
+    with pytest.raises(ConflictError, match="file: a file is in the way: what is to be saved would be in a folder of"):
         save(tmp_path / name)
     assert (tmp_path / "file").read_bytes() == b"mine"
 

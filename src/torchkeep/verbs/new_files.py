@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,18 +78,25 @@ def refuse_slip(target: Path) -> None:
 
 
 def refuse_file_above(target: Path) -> None:
-    """Refuse a path that leads through what is no folder.
+    """Refuse a path that leads through what is no folder; what the system does not tell, the save itself will say.
 
     Raises:
         ConflictError: It names that.
     """
-    there = next((above for above in target.absolute().parents if os.path.lexists(above)), None)
-    if there is not None and not there.is_dir():
-        raise ConflictError(
-            "a file is in the way: what is to be saved would be in a folder of its name",
-            where=there,
-            remedy="choose another path, or move it away",
-        )
+    for above in target.absolute().parents:
+        try:
+            is_folder = stat.S_ISDIR(above.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            return
+        if not is_folder:
+            raise ConflictError(
+                "a file is in the way: what is to be saved would be in a folder of its name",
+                where=above,
+                remedy="choose another path, or move it away",
+            )
+        return
 
 
 @contextmanager

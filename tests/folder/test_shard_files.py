@@ -64,6 +64,18 @@ def test_files_hold_their_headers_and_tensors_byte_for_byte(files, threads, smal
         assert written.path.stat().st_mode & 0o777 == 0o444
 
 
+def test_a_tensor_without_a_name_is_written_after_one_that_is_read_in_pieces(tmp_path):
+    first, second = os.urandom(100), os.urandom(50)
+
+    def fill(begin, into):
+        into[:] = first[begin : begin + len(into)]
+
+    pieces = DraftTensor(TensorSpec("uint8", (100,)), may_change=True, reader=memoryview, source=first, fill=fill)
+    drafts = {"first": pieces, "": draft_of(second)}
+    (written,) = write_shards([ShardFile(tmp_path / "one", "group", drafts, 0)], 1, Progress())
+    assert written.path.read_bytes().endswith(first + second)
+
+
 def test_spans_follow_each_other_and_cut_no_chunk_and_no_copy(monkeypatch):
     monkeypatch.setattr(shard_files, "_SPAN_BYTES", 100)
     sizes = {"a": 30, "b": 90, "none": 0, "copied": 500, "c": 1}

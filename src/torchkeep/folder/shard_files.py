@@ -91,15 +91,16 @@ def write_span(
         write_in_place(file, kept, chunks.places[span[0]])
         return [_known(drafts[chunks.tensors[each]], chunks.begins[each]) for each in span]
     digests: list[str] = []
-    read_name, data = "", as_bytes(memoryview(b""))
+    reading: str | None = None  # the tensor that `data` is of
+    data = as_bytes(memoryview(b""))
     # The bounce buffer makes digest and file agree even if somebody changes the tensor meanwhile.
     with buffers.lend(chunks.nbytes(span) + 1) as bounce:
         run = Run(file, chunks.places[span[0]], bounce)
         for each in span:
             name, begin, end = chunks.tensors[each], chunks.begins[each], chunks.ends[each]
             draft, state = drafts[name], xxhash.xxh3_128()
-            if draft.fill is None and (name != read_name or not digests):
-                read_name, data = name, as_bytes(draft.read())
+            if draft.fill is None and name != reading:
+                reading, data = name, as_bytes(draft.read())
             whole = [data[begin:end]]
             for part in whole if draft.fill is None else map(as_bytes, draft.pieces(begin, end)):
                 for piece in run.put(part):

@@ -26,7 +26,7 @@ from torchkeep.folder.record import RECORD_NAME
 from torchkeep.folder.recovery import recover
 from torchkeep.folder.removal import remove
 from torchkeep.folder.single_file import save_file
-from torchkeep.folder.staging import Staging
+from torchkeep.folder.staging import StagingFolder
 from torchkeep.folder.write import finish, save_folder, stage
 from torchkeep.tensors import TensorSpec
 from torchkeep.verbs.saving import draft_of
@@ -260,8 +260,8 @@ def test_a_checkpoint_is_committed_when_its_record_is_whole(tmp_path):
 HOLD_STAGING = """
 import sys
 from pathlib import Path
-from torchkeep.folder.staging import Staging
-staging = Staging(Path(sys.argv[1]), as_file=sys.argv[2] == "file")
+from torchkeep.folder.staging import StagingFolder
+staging = StagingFolder(Path(sys.argv[1]), as_file=sys.argv[2] == "file")
 if sys.argv[2] == "folder":
     (staging.path / "model.safetensors").write_bytes(b"half")
 print(staging.path.name, flush=True)
@@ -560,7 +560,7 @@ def test_a_folder_that_cannot_be_renamed_and_has_no_record_is_left(tmp_path, mon
 
 
 def test_a_staging_that_is_discarded_takes_only_its_own_away(tmp_path):
-    staging = Staging(tmp_path)
+    staging = StagingFolder(tmp_path)
     staging.path.rmdir()
     somebodys_folder(staging.path)
     staging.discard()
@@ -569,7 +569,7 @@ def test_a_staging_that_is_discarded_takes_only_its_own_away(tmp_path):
 
 
 def test_a_staging_that_an_interrupt_orphaned_is_cleaned_up_by_the_next_save_of_the_same_process(tmp_path):
-    staging = Staging(tmp_path)
+    staging = StagingFolder(tmp_path)
     recover(tmp_path)
     assert staging.path.exists()
     path = staging.path

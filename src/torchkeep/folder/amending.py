@@ -14,7 +14,7 @@ from torchkeep.folder.committed import read_record, tags_of
 from torchkeep.folder.durable import fsync_path, write_durably
 from torchkeep.folder.record import RECORD_NAME, Node, Record, encode_record
 from torchkeep.folder.shards import stems_of
-from torchkeep.folder.staging import Staging
+from torchkeep.folder.staging import StagingFolder
 from torchkeep.folder.tags import tags_from
 from torchkeep.folder.turns import alone_in
 
@@ -38,7 +38,7 @@ def change_tags(checkpoint: Path, add: Iterable[str] = (), remove: Iterable[str]
 
 
 def _replace_record(checkpoint: Path, record: Record) -> None:
-    staging = Staging(checkpoint.parent, as_file=True)
+    staging = StagingFolder(checkpoint.parent, as_file=True)
     try:
         data = memoryview(encode_record(record))
         while data:
@@ -77,7 +77,7 @@ def drop_optimizers(checkpoint: Path) -> None:
         ConflictError: Somebody put files of their own into it; likewise.
     """
     record = without_optimizers(read_record(checkpoint))
-    staging = Staging(checkpoint.parent)
+    staging = StagingFolder(checkpoint.parent)
     try:
         for file in (*record.shards, *record.indexes):
             os.link(checkpoint / file, staging.path / file, follow_symlinks=False)

@@ -18,13 +18,13 @@ from torchkeep.folder.record import Record
 from torchkeep.folder.refusals import in_the_way, refuse_foreign
 from torchkeep.folder.removal import discard
 from torchkeep.folder.renames import EXCHANGE, NOREPLACE, rename
-from torchkeep.folder.staging import Staging
+from torchkeep.folder.staging import StagingFolder
 from torchkeep.folder.turns import alone_in
 
 ASIDE = ".aside-"
 
 
-def commit(staging: Staging, target: Path, record: Record, replaces: str | None) -> None:
+def commit(staging: StagingFolder, target: Path, record: Record, replaces: str | None) -> None:
     """Give a complete, flushed staging folder its final name; the rename is the commit point.
 
     Over an existing torchkeep checkpoint the two are exchanged and the old one is removed. A checkpoint that came

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from torchkeep.folder.record import Entry, Node
 from torchkeep.tensors import TensorSpec
@@ -66,12 +66,16 @@ class DraftTensor:
             yield piece
 
 
+Name: TypeAlias = tuple[str, str]  # of a tensor: its group, and its name there
+Groups: TypeAlias = Mapping[str, Mapping[str, DraftTensor]]
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """Everything that a save was asked to keep, with tensors by group and name."""
 
     entries: Mapping[str, Entry]
-    groups: Mapping[str, Mapping[str, DraftTensor]]
+    groups: Groups
     whole: str | None = None
     step: int | None = None
     metrics: Node = None

@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from torchkeep.errors import CorruptError
+from torchkeep.folder.draft import Name
 from torchkeep.folder.partition import ParentShard
 from torchkeep.folder.read import digests_of_file
 from torchkeep.folder.record import Record
@@ -62,7 +63,7 @@ def fault_of_shard(path: Path, record: Record, file: str) -> str | None:
     return None
 
 
-def read_one_again(folder: Path, record: Record, changed: AbstractSet[tuple[str, str]]) -> dict[str, str]:
+def read_one_again(folder: Path, record: Record, changed: AbstractSet[Name]) -> dict[str, str]:
     """Read one of the shards that the next save is going to link, in rotation, and tell what is wrong with it.
 
     Args:

@@ -11,7 +11,7 @@ from torchkeep.folder.aligned_file import AlignedFile
 from torchkeep.folder.commit import publish_file
 from torchkeep.folder.committed import Identity
 from torchkeep.folder.digests import chunk_digests
-from torchkeep.folder.draft import Draft, DraftTensor
+from torchkeep.folder.draft import Draft, DraftTensor, Name
 from torchkeep.folder.durable import make_parents
 from torchkeep.folder.parallel import in_parallel
 from torchkeep.folder.read import RECORD_KEY, single_file_header
@@ -19,7 +19,7 @@ from torchkeep.folder.record import Record, StoredTensor, decode_record, encode_
 from torchkeep.folder.recovery import recover
 from torchkeep.folder.shard_files import write_data
 from torchkeep.folder.shards import file_order, single_file_names
-from torchkeep.folder.staging import Staging
+from torchkeep.folder.staging import StagingFolder
 from torchkeep.folder.write import Saved, not_saved
 
 MAX_HEADER_BYTES = 100_000_000  # what safetensors readers accept
@@ -39,7 +39,7 @@ def save_file(target: Path, draft: Draft, threads: int) -> Saved:
         placed = place(merged, threads)
         make_parents(target.parent)
         recover(target.parent)
-        staging = Staging(target.parent, as_file=True)
+        staging = StagingFolder(target.parent, as_file=True)
         try:
             record = record_of(draft, {key: placed[name] for key, name in names.items()}, staging.id)
             text = encode_record(record).decode("ascii")
@@ -66,7 +66,7 @@ def place(merged: dict[str, DraftTensor], threads: int) -> dict[str, StoredTenso
     return placed
 
 
-def record_of(draft: Draft, placed: dict[tuple[str, str], StoredTensor], identity: str) -> Record:
+def record_of(draft: Draft, placed: dict[Name, StoredTensor], identity: str) -> Record:
     """The record of a draft that goes into one file."""
     return Record(
         id=identity,

@@ -13,7 +13,7 @@ from torchkeep.folder.turns import try_lock
 STAGING = ".staging-"
 
 
-class Staging:
+class StagingFolder:
     """A `.staging-*` folder or file that only its living writer holds.
 
     The lock (`flock` on it) dies with the process, so what a dead writer left is known from what a living one is

@@ -17,7 +17,7 @@ from torchkeep.errors import typed
 from torchkeep.folder.commit import commit
 from torchkeep.folder.committed import identity_at
 from torchkeep.folder.digests import chunk_digests, digest_of
-from torchkeep.folder.draft import Draft, Held
+from torchkeep.folder.draft import Draft, Held, Name
 from torchkeep.folder.durable import fsync_path, make_parents, write_durably
 from torchkeep.folder.linking import link_shard, parent_shards, sequence_of
 from torchkeep.folder.parallel import in_parallel
@@ -25,10 +25,8 @@ from torchkeep.folder.partition import PlannedShard, partition
 from torchkeep.folder.record import RECORD_NAME, Record, Shard, StoredTensor, encode_record
 from torchkeep.folder.shard_files import Progress, ShardFile, WrittenShard, write_shards
 from torchkeep.folder.shards import index_of, stems_of
-from torchkeep.folder.staging import Staging
+from torchkeep.folder.staging import StagingFolder
 from torchkeep.tensors import TensorSpec
-
-Name = tuple[str, str]  # group, tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ class Staged:
     progress: Progress = field(default_factory=Progress)
     written: list[WrittenShard] = field(default_factory=list)
     changed: frozenset[Name] = frozenset()
-    _staging: Staging | None = None
+    _staging: StagingFolder | None = None
 
     def make_folder(self) -> None:
         """Make the staging folder, with those above it, where that is not done.
@@ -76,10 +74,10 @@ class Staged:
         if self._staging is None:
             make_parents(self.target.parent)
             self.replaces = identity_at(self.target)
-            self._staging = Staging(self.target.parent)
+            self._staging = StagingFolder(self.target.parent)
 
     @property
-    def staging(self) -> Staging:
+    def staging(self) -> StagingFolder:
         """The staging folder, once it is made."""
         if self._staging is None:
             raise ValueError("the staging folder is not made yet")

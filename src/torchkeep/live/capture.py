@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torchkeep.errors import FormatError
-from torchkeep.folder.draft import DraftTensor
+from torchkeep.folder.draft import DraftTensor, Groups
 from torchkeep.folder.record import Entry, Node
 from torchkeep.folder.values import encode
 from torchkeep.live.memory import bytes_of, dtype_name, flat_bytes_of, is_fillable, memory_format_of, memory_of_flat
@@ -49,7 +49,7 @@ class Captured:
     """Entries and groups of a draft."""
 
     entries: Mapping[str, Entry]
-    groups: Mapping[str, Mapping[str, DraftTensor]]
+    groups: Groups
     whole: str | None
 
 

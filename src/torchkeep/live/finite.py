@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
-from torchkeep.folder.draft import DraftTensor
+from torchkeep.folder.draft import DraftTensor, Name
 from torchkeep.folder.record import Entry
 from torchkeep.live.modules import named_parameters
 from torchkeep.tensors import TensorSpec
 
-Name = tuple[str, str]  # group, tensor
 _PIECE_ELEMENTS = 1 << 15  # torch parallelises from here on, which would take the processors from the training
 
 

@@ -14,11 +14,8 @@ from functools import partial
 
 import torch
 
-from torchkeep.folder.draft import DraftTensor
+from torchkeep.folder.draft import Groups, Name
 from torchkeep.folder.parallel import Latch
-
-Name = tuple[str, str]  # group, tensor
-Groups = Mapping[str, Mapping[str, DraftTensor]]
 
 
 class Overlap:

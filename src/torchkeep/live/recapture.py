@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchkeep.folder.draft import DraftTensor
+from torchkeep.folder.draft import Groups
 from torchkeep.folder.record import Entry
 from torchkeep.folder.values import Node, encode
 from torchkeep.live.capture import Capture, Captured, Place, identity_of
@@ -89,7 +89,7 @@ class _Kept:
     """
 
     entries: Mapping[str, Entry]
-    groups: Mapping[str, Mapping[str, DraftTensor]]
+    groups: Groups
     order: Sequence[str]
     keys: Mapping[str, Sequence[Node]]
     stored: Mapping[Any, tuple[str, str]]

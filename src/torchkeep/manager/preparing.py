@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchkeep.folder.digests import chunk_digests, chunk_ranges, digest_of
-from torchkeep.folder.draft import Draft, DraftTensor, Held
+from torchkeep.folder.draft import Draft, DraftTensor, Groups, Held, Name
 from torchkeep.folder.linking import link_shard
 from torchkeep.folder.parallel import default_threads, in_parallel, threads_for
 from torchkeep.folder.partition import PlannedShard
 from torchkeep.folder.record import Record
 from torchkeep.folder.shards import file_order
-from torchkeep.folder.write import Name, Saved, Staged, decide, link, write_now
+from torchkeep.folder.write import Saved, Staged, decide, link, write_now
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ class Look:
     digest: str
     memory: memoryview | None
 
-    def memory_in(self, draft: Draft, groups: Mapping[str, Mapping[str, DraftTensor]]) -> memoryview:
+    def memory_in(self, draft: Draft, groups: Groups) -> memoryview:
         """The bytes in a draft; they are where they were in `groups` if its mapping is the same."""
         tensors = draft.groups[self.name[0]]
         if self.memory is not None and tensors is groups[self.name[0]]:
@@ -92,7 +92,7 @@ class Prepared:
 
     parent: Path
     record: Record
-    groups: Mapping[str, Mapping[str, DraftTensor]]
+    groups: Groups
     looks: Sequence[Look]
     frozen: Sequence[Look]
     frozen_sources: Sequence[torch.Tensor]
@@ -141,7 +141,7 @@ def _alike(tensors: Mapping[str, DraftTensor], before: Mapping[str, DraftTensor]
 
 def prepare(
     saved: Saved,
-    groups: Mapping[str, Mapping[str, DraftTensor]],
+    groups: Groups,
     changed: AbstractSet[Name],
     memory: StagingMemory,
     late_names: AbstractSet[Name],
@@ -211,7 +211,7 @@ def _names_by_file(record: Record) -> dict[str, list[Name]]:
     return inside
 
 
-def _looks(file: str, name: Name, record: Record, groups: Mapping[str, Mapping[str, DraftTensor]]) -> Iterator[Look]:
+def _looks(file: str, name: Name, record: Record, groups: Groups) -> Iterator[Look]:
     stored, draft = record.tensors[name[0]][name[1]], groups[name[0]][name[1]]
     memory = draft.read() if draft.is_divisible else None
     for (first, last), digest in zip(chunk_ranges(stored.nbytes), stored.chunks, strict=True):

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from torchkeep.errors import CheckpointError
 from torchkeep.folder.committed import nonfinite_of
-from torchkeep.folder.draft import Draft
+from torchkeep.folder.draft import Draft, Name
 from torchkeep.folder.linking import read_one_again
 from torchkeep.folder.parallel import default_threads, writing_threads
 from torchkeep.folder.record import Record, decode_record, encode_record
 from torchkeep.folder.recovery import recover
 from torchkeep.folder.runs import step_name
 from torchkeep.folder.thinning import thin
-from torchkeep.folder.write import Name, Saved, Staged, finish, not_saved, stage
+from torchkeep.folder.write import Saved, Staged, finish, not_saved, stage
 from torchkeep.manager.preparing import Copied, Prepared, look_late, prepare, stage_anew, stage_prepared
 from torchkeep.manager.ranks import Ranks
 from torchkeep.manager.run_folder import RunFolder

@@ -14,7 +14,7 @@ from torchkeep.folder.durable import make_parents
 from torchkeep.folder.parallel import default_threads
 from torchkeep.folder.record import decode_record, encode_record
 from torchkeep.folder.single_file import place, record_of
-from torchkeep.folder.staging import Staging
+from torchkeep.folder.staging import StagingFolder
 from torchkeep.folder.write import Saved, not_saved
 from torchkeep.verbs.saving import draft_of_captured
 
@@ -75,7 +75,7 @@ def export(
     with not_saved(target):
         there = _identify(target) if target.is_file() else None
         make_parents(target.parent)
-        staging = Staging(target.parent, as_file=True)
+        staging = StagingFolder(target.parent, as_file=True)
         try:
             named = {(group, name): tensor for group, of in draft.groups.items() for name, tensor in of.items()}
             placed = place({"/".join(key): tensor for key, tensor in named.items()}, default_threads())

@@ -12,7 +12,7 @@ from torchkeep.errors import ConflictError, FormatError
 from torchkeep.folder.durable import fsync_path, make_parents
 from torchkeep.folder.refusals import refuse_inside_checkpoint
 from torchkeep.folder.renames import NOREPLACE, rename
-from torchkeep.folder.staging import Staging
+from torchkeep.folder.staging import StagingFolder
 from torchkeep.folder.write import not_saved
 
 ONE_FILE = ".safetensors"
@@ -100,11 +100,11 @@ def refuse_file_above(target: Path) -> None:
 
 
 @contextmanager
-def _staged(target: Path, *, as_file: bool) -> Iterator[Staging]:
+def _staged(target: Path, *, as_file: bool) -> Iterator[StagingFolder]:
     refuse_taken(target)
     with not_saved(target):
         make_parents(target.parent)
-        staging = Staging(target.parent, as_file=as_file)
+        staging = StagingFolder(target.parent, as_file=as_file)
         try:
             yield staging
             if not rename(staging.path, target, NOREPLACE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,8 @@ from torchkeep.errors import typed
 from torchkeep.folder.commit import commit
 from torchkeep.folder.committed import read_record, tags_of
 from torchkeep.folder.durable import fsync_path, write_durably
-from torchkeep.folder.record import RECORD_NAME, Node, Record, encode_record
+from torchkeep.folder.record import RECORD_NAME, Record, encode_record
+from torchkeep.folder.references import references_in
 from torchkeep.folder.shards import stems_of
 from torchkeep.folder.staging import StagingFolder
 from torchkeep.folder.tags import tags_from
@@ -55,7 +56,7 @@ def without_optimizers(record: Record) -> Record:
     """What the record of a checkpoint is once its optimizers are gone; a tensor that another entry uses stays."""
     goes = [name for name, entry in record.entries.items() if entry.kind == "optimizer"]
     entries = {name: entry for name, entry in record.entries.items() if name not in goes}
-    used = {group for entry in entries.values() for group in _groups_in(entry.tree)}
+    used = {group for entry in entries.values() for group, _ in references_in(entry.tree)}
     groups = {group for group in record.tensors if group not in goes or group in used}
     stems = stems_of(record.tensors)
     kept_indexes = {f"{stems[group]}.safetensors.index.json" for group in groups}
@@ -86,16 +87,3 @@ def drop_optimizers(checkpoint: Path) -> None:
     finally:
         with suppress(OSError):
             staging.discard()
-
-
-def _groups_in(node: Node) -> Iterator[str]:
-    """The groups whose tensors a tree refers to."""
-    if isinstance(node, Mapping):
-        reference = node.get("$tensor")
-        if isinstance(reference, list):
-            yield str(reference[0])
-        for value in node.values():
-            yield from _groups_in(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _groups_in(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from types import GeneratorType
 from typing import TypeAlias
 
@@ -12,7 +12,7 @@ from torchkeep.folder.leaf_nodes import ATOM_TYPES, LEAF_DECODERS, Members, Node
 from torchkeep.folder.numpy_nodes import NUMPY_DECODERS, encode_numpy
 from torchkeep.tensors import KeyPath, name_of
 
-__all__ = ["MAX_LEVELS", "Node", "decode", "decode_plain", "encode"]
+__all__ = ["MAX_LEVELS", "Node", "containers_in", "decode", "decode_plain", "encode"]
 
 MAX_LEVELS = 500
 EncodeLeaf: TypeAlias = Callable[[KeyPath, object], Node | None]
@@ -139,15 +139,17 @@ def _members(node: Node) -> Iterable[tuple[object, Node]]:
 
 def _is_deeper(node: Node, levels: int) -> bool:
     """Whether something stands more than some levels below a node."""
-    level = _containers([node])
+    level = containers_in([node])
     for _ in range(levels):
-        level = [inside for each in level for inside in _containers(each.values() if isinstance(each, dict) else each)]
+        level = [inside for each in level for inside in containers_in(each)]
         if not level:
             return False
     return any(level)
 
 
-def _containers(nodes: Collection[Node]) -> list[dict[str, Node] | list[Node]]:
+def containers_in(node: dict[str, Node] | list[Node]) -> list[dict[str, Node] | list[Node]]:
+    """Those of the nodes right inside one that others stand in."""
+    nodes = node.values() if isinstance(node, dict) else node
     if _CONTAINERS.isdisjoint(map(type, nodes)):  # without a step of Python for each of a million numbers
         return []
     return [each for each in nodes if isinstance(each, (dict, list))]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torchkeep.folder.digests import digest_of
 from torchkeep.folder.draft import Draft, DraftTensor
 from torchkeep.folder.record import Entry, Node, Record
+from torchkeep.folder.references import reference_of, references_in
 from torchkeep.folder.values import decode_plain
 from torchkeep.manager.ranks import Ranks
 from torchkeep.tensors import TensorSpec
@@ -94,7 +95,7 @@ def _members(node: Node) -> dict[str, Any]:
 def _packed(draft: Draft, tree: Node) -> bytes:
     """A tree with its tensors, as text."""
     tensors = {}
-    for group, name in _references(tree):
+    for group, name in dict.fromkeys(references_in(tree)):
         tensor = draft.groups[group][name]
         data = base64.b64encode(tensor.read()).decode("ascii")
         tensors[f"{group}\0{name}"] = [tensor.spec.dtype, list(tensor.spec.shape), data]
@@ -117,24 +118,10 @@ def _itself(content: memoryview) -> memoryview:
     return content
 
 
-def _references(node: Node) -> list[tuple[str, str]]:
-    found: dict[tuple[str, str], None] = {}
-    if isinstance(node, Mapping):
-        if isinstance(node.get("$tensor"), list):
-            group, name = node["$tensor"]
-            found[group, name] = None
-        for value in node.values():
-            found |= dict.fromkeys(_references(value))
-    elif isinstance(node, list):
-        for value in node:
-            found |= dict.fromkeys(_references(value))
-    return list(found)
-
-
 def _renamed(node: Node, names: Mapping[str, list[str]]) -> Node:
     if isinstance(node, Mapping):
-        reference = node.get("$tensor")
-        if isinstance(reference, list):
+        reference = reference_of(node)
+        if reference is not None:
             return {**node, "$tensor": names["\0".join(reference)]}
         return {key: _renamed(value, names) for key, value in node.items()}
     return [_renamed(value, names) for value in node] if isinstance(node, list) else node

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torchkeep.folder.digests import chunk_digests
 from torchkeep.folder.draft import Draft
 from torchkeep.folder.record import Node
+from torchkeep.folder.references import reference_of
 from torchkeep.folder.removal import TRASH, delete_tree
 from torchkeep.folder.runs import Committed, step_name
 from torchkeep.folder.write import Saved, save_folder
@@ -75,8 +76,8 @@ def leaves_of_draft(draft: Draft) -> dict[str, str]:
 
 def _leaves(node: Node, draft: Draft, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(node, Mapping):
-        reference = node.get("$tensor")
-        if isinstance(reference, list):
+        reference = reference_of(node)
+        if reference is not None:
             tensor = draft.groups[reference[0]][reference[1]]
             spec = tensor.spec
             yield path, f"{_TENSOR}{spec.dtype} {spec.shape} {' '.join(chunk_digests(tensor.read()))}"

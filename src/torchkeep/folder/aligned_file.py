@@ -131,7 +131,11 @@ class AlignedFile:
             data, at = data[count:], at + count
 
     def put_seam(self, data: Bytes, at: int) -> None:
-        """Keep bytes of one block for `finish`, which writes it with those that other threads have of it."""
+        """Keep bytes of one block for `finish`, which writes it with those that other threads have of it.
+
+        They do not reach beyond the block, and every byte of it is given once.
+        """
+        # Without a lock: setdefault gives all threads one buffer, of which they write disjoint parts.
         block, offset = at - at % BLOCK_BYTES, at % BLOCK_BYTES
         self._seams.setdefault(block, bytearray(BLOCK_BYTES))[offset : offset + len(data)] = data.data
 

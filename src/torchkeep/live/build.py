@@ -142,7 +142,12 @@ class Builder:
         except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, OverflowError) as error:
             raise CorruptError(f"a {node.class_path} in it cannot be made: {error}", where=self.source.path) from error
 
-    def _state(self, node: Described) -> dict[str, Any]:
+    def state_of(self, node: Described) -> dict[str, Any]:
+        """The state of a described object with everything in it built and complete, for its maker.
+
+        Raises:
+            TypeError: It has none.
+        """
         if not isinstance(node.state, Mapping):
             raise TypeError("no description of it")
         return {key: self.value_now(value) for key, value in node.state.items()}
@@ -276,7 +281,7 @@ def _make_array(builder: Builder, node: Described) -> object:
 
 
 def _make_sparse(builder: Builder, node: Described) -> object:
-    state = builder._state(node)  # noqa: SLF001 - the maker belongs to the builder
+    state = builder.state_of(node)
     layout, shape = _LAYOUTS[state["layout"]], tuple(state["shape"])
     # Indices outside the shape would be read out of bounds later: torch checks them only when asked to.
     if layout is torch.sparse_coo:
@@ -288,7 +293,7 @@ def _make_sparse(builder: Builder, node: Described) -> object:
 
 
 def _make_quantized(builder: Builder, node: Described) -> object:
-    state = builder._state(node)  # noqa: SLF001 - as above
+    state = builder.state_of(node)
     values = state["values"]
     if state["dtype"] not in {"qint8", "quint8", "qint32"}:
         raise ValueError(f"{state['dtype']!r} is not a quantised dtype")
@@ -301,7 +306,7 @@ def _make_quantized(builder: Builder, node: Described) -> object:
 
 
 def _make_packed(builder: Builder, node: Described) -> object:
-    return pack(builder._state(node))  # noqa: SLF001 - as above
+    return pack(builder.state_of(node))
 
 
 MAKERS: dict[str, Callable[[Builder, Described], object]] = {

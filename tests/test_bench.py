@@ -61,6 +61,15 @@ def test_a_tool_that_fails_is_left_out_and_said(bench, state, tmp_path):
     assert "broken" not in rows
 
 
+def test_what_raises_in_its_turn_is_not_tried_again(bench):
+    done, said = [], []
+    acts = {"fails": lambda: done.append("fails") or 1 / 0, "works": lambda: done.append("works")}
+    for number in range(2):
+        bench["measures"].take_turns(acts, number, said.append)
+    assert done == ["fails", "works", "works"]
+    assert said == ["without fails: ZeroDivisionError: division by zero"]
+
+
 def test_saves_beside_training_are_measured_from_the_third_on(bench, state, tmp_path):
     keepers = bench["keepers"].keepers(state)
     rows = bench["measures"].measure_beside(state, tmp_path, keepers[:3], 4, 1, pytest.fail)
@@ -70,17 +79,26 @@ def test_saves_beside_training_are_measured_from_the_third_on(bench, state, tmp_
         assert (len(row.held), len(row.durable), row.checkpoints) == (2, 2, 4)
 
 
-@pytest.mark.parametrize(("share", "said"), [(0.02, "yes"), (0.2, "**no**"), (None, "not measured")])
-def test_a_bar_holds_fails_or_was_not_measured(bench, capsys, share, said):
+@pytest.mark.parametrize(
+    ("held", "warm", "said"),
+    [
+        (0.02, 0.1, {"(c) held, against torch.save": "yes", "(a) load, warm, against torch.load + ": "yes"}),
+        (0.2, 0.5, {"(c) held, against torch.save": "**no**", "(a) load, warm, against torch.load + ": "**no**"}),
+        (None, None, {"(c) held, against torch.save": "not measured", "(a) load, cold": "not measured"}),
+    ],
+)
+def test_a_bar_holds_fails_or_was_not_measured(bench, capsys, held, warm, said):
     figures, names = bench["measures"].Figures, bench["rows"]
     state = bench["measures"].Results(least_bytes=1)
-    if share is not None:
-        state.beside = {names.TORCHKEEP: figures(held=[share]), names.TORCH: figures(held=[1.0, 1.0])}
+    if held is not None:
+        state.beside = {names.TORCHKEEP: figures(held=[held]), names.TORCH: figures(held=[1.0, 1.0])}
+        state.waiting = {names.TORCHKEEP: figures(warm=[warm]), names.TORCH: figures(warm=[1.0])}
     measured = bench["bars"].Measured(dict.fromkeys("abc", state), {})
     page = bench["page"].Page()
     page.bars(bench["bars"].judge(measured))
-    (line,) = (line for line in page.lines if "(c) held, against torch.save" in line)
-    assert line.endswith(f"| at most 0.05 | {said} |")
+    for what, outcome in said.items():
+        (line,) = (line for line in page.lines if what in line)
+        assert line.endswith(f"| {outcome} |")
     assert capsys.readouterr().out.splitlines() == "\n".join(page.lines).splitlines()
 
 

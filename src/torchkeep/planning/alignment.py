@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import TypeAlias, TypeVar
 
 MIN_TYPO_LIKENESS = 0.8
@@ -118,6 +118,16 @@ def _block_of(name: str) -> tuple[str, int, str] | None:
         return None
     before, after = segments[:place], segments[place + 1 :]
     return "".join(f"{part}." for part in before), int(segments[place]), "".join(f".{part}" for part in after)
+
+
+def count_shared(left: Sequence[str], right: Sequence[str]) -> int:
+    """How many items two sequences begin with alike.
+
+    Example:
+        >>> count_shared(["a", "b", "c"], ["a", "b", "d", "c"])
+        2
+    """
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
 
 
 def is_number(segment: str) -> bool:

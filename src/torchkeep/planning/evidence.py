@@ -6,9 +6,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Mapping
 from difflib import SequenceMatcher
-from itertools import takewhile
 
-from torchkeep.planning.alignment import is_number
+from torchkeep.planning.alignment import count_shared, is_number
 
 MIN_TYPO_LIKENESS = 0.75
 MIN_MODULES = 3
@@ -87,9 +86,9 @@ def _unit(name: str) -> str:
 def _changes(old: str, new: str) -> tuple[tuple[str, str], ...]:
     """What changes between two names, segment by segment where both have as many; numbers are all alike."""
     left, right = (["*" if is_number(part) else part for part in name.split(".")] for name in (old, new))
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left[::-1], right[::-1], strict=False)))
+    shared = count_shared(left[::-1], right[::-1])
     left, right = left[: len(left) - shared], right[: len(right) - shared]
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
+    shared = count_shared(left, right)
     left, right = left[shared:], right[shared:]
     if len(left) == len(right):
         pairs = [(a, b) for a, b in zip(left, right, strict=True) if a != b]

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
-from itertools import takewhile
 
+from torchkeep.planning.alignment import count_shared
 from torchkeep.planning.rules import Rename
 
 MAX_RENAMES = 8
@@ -96,7 +96,7 @@ def _candidates(name: str, target: str) -> frozenset[_Candidate]:
 
 def _beginning_candidates(old: list[str], new: list[str]) -> Iterator[_Candidate]:
     """Rename all that stands before the segments that both names end in, and the same with the first of those."""
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old[::-1], new[::-1], strict=False)))
+    shared = count_shared(old[::-1], new[::-1])
     for kept, looseness in ((shared, 0), (shared - 1, 2)):
         if kept > 0:
             gone, put = old[: len(old) - kept], new[: len(new) - kept]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from itertools import dropwhile, product, takewhile
+from itertools import product, takewhile
 from typing import TypeAlias
 
-from torchkeep.planning.alignment import is_number
+from torchkeep.planning.alignment import count_shared, is_number
 
 ASIDE = "unused"
 MOST_COMPARED = 250_000
@@ -61,7 +61,7 @@ def other_beginnings(checkpoint: _Shapes, model: _Shapes) -> list[tuple[str, str
     heads = [Counter(map(_head, _modules(side))).most_common(MOST_HEADS) for side in (checkpoint, model)]
     found: dict[tuple[str, str], None] = {}
     for (left, _), (right, _) in product(*heads):
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left[::-1], right[::-1], strict=False)))
+        same = count_shared(left[::-1], right[::-1])
         gone, put = left[: len(left) - same], right[: len(right) - same]
         if gone != put:
             found["".join(f"{word}." for word in gone), "".join(f"{word}." for word in put)] = None
@@ -163,6 +163,5 @@ def _whole_blocks(moves: Mapping[str, str], agreeing: set[str]) -> dict[str, str
 def _blocks(stem: str, other: str) -> tuple[str, str]:
     """Two names up to the first segment in which they differ."""
     left, right = stem.split("."), other.split(".")
-    pairs = enumerate(zip(left, right, strict=False))
-    place = next(dropwhile(lambda pair: pair[1][0] == pair[1][1], pairs), (min(len(left), len(right)) - 1, None))[0]
-    return ".".join(left[: place + 1]), ".".join(right[: place + 1])
+    end = count_shared(left, right) + 1
+    return ".".join(left[:end]), ".".join(right[:end])

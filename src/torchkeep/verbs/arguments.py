@@ -26,6 +26,16 @@ def whole_number(name: str, value: object, least: int) -> int:
     return number
 
 
+def require_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False, such as "no", which counts as true.
+
+    Raises:
+        TypeError: So it is.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, not {value!r}")
+
+
 def whole_step(step: object) -> int:
     """A step as an int.
 

@@ -19,7 +19,7 @@ from torchkeep.planning.report import idle_texts
 from torchkeep.planning.rows import Row, Status
 from torchkeep.planning.rules import Rule
 from torchkeep.tensors import Source, TensorSpec, tensors_of
-from torchkeep.verbs.arguments import threads_of
+from torchkeep.verbs.arguments import require_flag, threads_of
 from torchkeep.verbs.sources import check_bytes, open_source
 
 if TYPE_CHECKING:
@@ -123,9 +123,8 @@ def load(
     from torchkeep.live.build import Builder
     from torchkeep.live.mapped import MappedFiles
 
-    for name, value in (("strict", strict), ("mmap", mmap)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} is True or False, not {value!r}")
+    require_flag("strict", strict)
+    require_flag("mmap", mmap)
     if into is None and (rules or not strict or min_coverage != USUAL_MIN_COVERAGE):
         raise ValueError("rules, strict and min_coverage say how objects are filled: give them as into=")
     if mmap and into is not None:
